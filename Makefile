@@ -1,0 +1,50 @@
+# make demo    set everything up and see the model answer about a picture and a recording
+# make test    set up the development environment and run the tests
+# make check   format, lint, types, file sizes
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find src -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt') CMakeLists.txt pyproject.toml
+
+.PHONY: demo test check format sanitize clean
+
+demo: $(VENV)/installed
+	$(BIN)/python scripts/demo.py
+
+test: $(VENV)/developed
+	$(BIN)/python -m pytest
+
+check: $(VENV)/developed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	find src tests -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format --dry-run --Werror
+	$(BIN)/python scripts/file_sizes.py
+
+format: $(VENV)/developed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	find src tests -name '*.cpp' -o -name '*.h' | xargs $(BIN)/clang-format -i
+
+sanitize: $(VENV)/developed
+	$(BIN)/python scripts/sanitize.py
+
+$(VENV)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "tianquan needs python >= 3.10; set PYTHON=python3.11 or newer"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { rm -rf $(VENV); echo "python cannot make a virtual environment; on Debian: apt-get install python3-venv"; exit 2; }
+	@$(PYTHON) scripts/system_packages.py
+	@touch $@
+
+$(VENV)/installed: $(VENV)/pip $(SOURCES)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/developed: $(VENV)/pip $(SOURCES)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(VENV)/installed
+
+clean:
+	rm -rf $(VENV) build .demo

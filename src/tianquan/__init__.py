@@ -1,0 +1,33 @@
+"""Tianquan runs, serves and adapts Megrez-3B-Omni (text, images and audio in, text out).
+
+    import tianquan
+    llm = tianquan.load("path/to/checkpoint")
+
+Importing the package is cheap; what is heavy is imported by what uses it.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tianquan.llm import LLM, load
+    from tianquan.request import ImagePolicy, MediaPolicy, SamplingParams
+
+__version__ = "0.1.0"
+__all__ = ["LLM", "ImagePolicy", "MediaPolicy", "SamplingParams", "__version__", "load"]
+
+_HOMES = {
+    "LLM": "tianquan.llm",
+    "load": "tianquan.llm",
+    "ImagePolicy": "tianquan.request",
+    "MediaPolicy": "tianquan.request",
+    "SamplingParams": "tianquan.request",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'tianquan' has no attribute {name!r}")

@@ -1,0 +1,40 @@
+"""Backends: implementations of the operations in `ops.py`. Each is imported only when asked for."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from tianquan.backends.kv_cache import KVFormat
+from tianquan.backends.ops import Ops
+from tianquan.errors import ParameterError
+
+Backend = Literal["native", "reference"]
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
+
+
+def make_ops(backend: Backend, device: str = "cpu", threads: int | None = None, kv_format: KVFormat = "float32") -> Ops:
+    """Return the operations of a backend.
+
+    Args:
+        backend: `native` (C++ kernels, the default on a CPU) or `reference` (numpy, the definition).
+        device: where it computes; both compute on the `cpu`.
+        threads: threads of the native backend; None = one per core this process may use.
+        kv_format: what the native backend keeps keys and values in; the reference keeps float32.
+
+    Raises:
+        ParameterError: unknown backend or device, or a thread count below 1.
+        BackendError: the backend cannot run here.
+    """
+    if device != "cpu":
+        raise ParameterError(f"device {device!r} is not supported by backend {backend!r}; expected 'cpu'")
+    if threads is not None and threads < 1:
+        raise ParameterError(f"threads must be at least 1, got {threads}")
+    if backend == "native":
+        from tianquan.backends.native import NativeOps
+
+        return NativeOps(threads, kv_format=kv_format)
+    if backend == "reference":
+        from tianquan.backends.reference import ReferenceOps
+
+        return ReferenceOps()
+    raise ParameterError(f"unknown backend {backend!r}; expected one of {', '.join(BACKENDS)}")

@@ -1,0 +1,387 @@
+"""The operations of `ops.Ops` on the C++ kernels: the default on a CPU.
+
+Nothing is computed here. Weights become C structs once, arrays become addresses, and each operation is one
+call that runs on all threads. Weights may be read-only mappings of a file; they are never copied.
+
+Legend as in `ops.py`: T rows, C channels, H heads, K kv heads, D head dim, B sequences.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from tianquan.backends.kv_cache import KVCache, SequenceBatch
+from tianquan.backends.ops import Activation, DecoderLayer, DecoderShape, Offsets, Weight
+from tianquan.errors import BackendError
+from tianquan.kernels import structs
+from tianquan.kernels.library import Isa, KernelLibrary, row_stride
+from tianquan.kernels.structs import FORMAT_CODES, pointer
+from tianquan.quantization.dense import DenseTensor
+from tianquan.quantization.format import QuantFormat, QuantizedTensor
+from tianquan.quantization.quantizers import quantize
+
+Float32 = npt.NDArray[np.float32]
+KVFormat = Literal["float32", "float16", "int8"]
+KV_FORMATS: tuple[KVFormat, ...] = get_args(KVFormat)
+_KV_DTYPES: dict[KVFormat, type[np.generic]] = {"float32": np.float32, "float16": np.float16, "int8": np.int8}
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NativeLinear:
+    """One or several matrices with the same input, and the arrays their structs point into."""
+
+    matrices: ctypes.Array[structs.Matrix]
+    owners: tuple[Any, ...]
+
+    @property
+    def in_features(self) -> int:
+        """Channels of the input."""
+        return int(self.matrices[0].in_)
+
+    @property
+    def out_features(self) -> list[int]:
+        """Channels of each output."""
+        return [int(m.out) for m in self.matrices]
+
+
+@dataclass
+class NativeKVCache(KVCache):
+    """A cache in float32, float16 or int8; int8 has a scale for each token and head."""
+
+    key_scales: Float32 | None = None  # (L, N, K, S)
+    value_scales: Float32 | None = None
+
+    def stores(self) -> ctypes.Array[structs.KeyValueStore]:
+        """Return the C description of every layer."""
+        num_layers, _, num_kv_heads, block_size, head_dim = self.keys.shape
+        result = (structs.KeyValueStore * num_layers)()
+        for layer in range(num_layers):
+            result[layer] = structs.KeyValueStore(
+                FORMAT_CODES[str(self.keys.dtype)],
+                num_kv_heads,
+                block_size,
+                head_dim,
+                pointer(self.keys[layer]),
+                pointer(self.values[layer]),
+                None if self.key_scales is None else pointer(self.key_scales[layer]),
+                None if self.value_scales is None else pointer(self.value_scales[layer]),
+            )
+        return result
+
+
+@lru_cache(maxsize=8)
+def _inverse_frequencies(head_dim: int, theta: float) -> Float32:
+    """Return theta^(-2i/D) for i < D/2, rounded as the definition in `reference.py` rounds it."""
+    half = head_dim // 2
+    exponents = np.arange(half, dtype=np.float32) / np.float32(half)
+    return (1.0 / theta**exponents).astype(np.float32)
+
+
+def _describe(weight: Weight, bias: DenseTensor | None) -> tuple[structs.Matrix, tuple[Any, ...]]:
+    """Return the struct of a weight and the arrays it points into."""
+    bias_values = None if bias is None else np.ascontiguousarray(bias.to_float32())
+    num_out, num_in = weight.shape
+    if isinstance(weight, QuantizedTensor):
+        arrays = [weight.codes, weight.scales]
+        if weight.zero_points is not None:
+            arrays.append(weight.zero_points)
+        name, group_size = f"int{weight.format.bits}", weight.format.group_size
+    else:
+        arrays, name, group_size = [weight.data], weight.format, 0
+    # a transposed or sliced array is copied once here; what is read from a file never is
+    arrays = [np.ascontiguousarray(array) for array in arrays]
+    addresses = [pointer(array) for array in arrays] + [None, None]
+    matrix = structs.Matrix(FORMAT_CODES[name], group_size, num_out, num_in, *addresses[:3], bias=pointer(bias_values))
+    return matrix, (*arrays, bias_values)
+
+
+def _batch_struct(batch: SequenceBatch, num_blocks: int, block_size: int) -> tuple[structs.Batch, tuple[Any, ...]]:
+    offsets = np.ascontiguousarray(batch.query_offsets, np.int32)
+    cached = np.ascontiguousarray(batch.num_cached, np.int32)
+    tables = np.ascontiguousarray(batch.block_tables, np.int32)
+    # a wrong block number would write outside the cache: cheap to look at here, impossible to see later
+    for table, past, new in zip(tables, cached, np.diff(offsets), strict=True):
+        used = table[: -(-int(past + new) // block_size)]
+        assert len(used) * block_size >= past + new, "block table too short for the sequence"
+        assert len(used) == 0 or (used.min() >= 0 and used.max() < num_blocks), "block number outside the cache"
+    struct = structs.Batch(len(cached), pointer(offsets), pointer(cached), pointer(tables), tables.shape[1])
+    return struct, (offsets, cached, tables)
+
+
+class NativeFusedDecoder:
+    """The whole language model for one new token of each sequence, in one native call."""
+
+    def __init__(
+        self,
+        library: KernelLibrary,
+        layers: Sequence[DecoderLayer],
+        final_norm: Float32,
+        head: NativeLinear,
+        shape: DecoderShape,
+    ) -> None:
+        """Describe all layers to the kernels once."""
+        self._library = library
+        self._owners = (list(layers), final_norm, head)
+        self._layers = (structs.LayerWeights * len(layers))()
+        for item, layer in zip(self._layers, layers, strict=True):
+            item.attention_norm, item.mlp_norm = pointer(layer.attention_norm), pointer(layer.mlp_norm)
+            item.query_key_value[:] = layer.query_key_value.matrices
+            item.attention_output = layer.attention_output.matrices[0]
+            item.gate_up[:] = layer.gate_up.matrices
+            item.down = layer.down.matrices[0]
+        self._final_norm, self._head, self._shape = final_norm, head, shape
+        self._frequencies = _inverse_frequencies(shape.head_dim, shape.rope_theta)
+
+    def __call__(self, hidden: Float32, cache: KVCache, batch: SequenceBatch) -> Float32:
+        """See `ops.FusedDecoder`."""
+        assert isinstance(cache, NativeKVCache)
+        assert batch.is_decode
+        assert hidden.shape == (len(batch.num_cached), self._head.in_features), hidden.shape
+        hidden = np.ascontiguousarray(hidden, np.float32)
+        logits = np.empty((len(hidden), self._head.out_features[0]), np.float32)
+        batch_struct, owners = _batch_struct(batch, cache.num_blocks, cache.block_size)
+        stores = cache.stores()
+        assert len(stores) == len(self._layers)
+        arguments = structs.DecoderArguments(
+            self._layers,
+            stores,
+            len(self._layers),
+            pointer(self._final_norm),
+            self._head.matrices[0],
+            self._shape.num_heads,
+            self._shape.num_kv_heads,
+            self._shape.head_dim,
+            self._shape.rms_norm_eps,
+            pointer(self._frequencies),
+            pointer(hidden),
+            pointer(logits),
+            batch_struct,
+        )
+        self._library.decode(arguments)
+        del owners  # alive until here
+        return logits
+
+
+class NativeOps:
+    """The operations of `ops.Ops` in C++."""
+
+    name = "native"
+
+    def __init__(self, threads: int | None = None, isa: Isa | None = None, kv_format: KVFormat = "float16") -> None:
+        """Open the kernels.
+
+        Args:
+            threads: threads of the pool; None for every processor at hand.
+            isa: instruction set; None for the best this machine has.
+            kv_format: what keys and values are stored in.
+
+        Raises:
+            BackendError: the kernels are missing or the machine cannot run them.
+        """
+        if kv_format not in KV_FORMATS:
+            raise BackendError(f"kv_format is {kv_format!r}, expected one of {', '.join(KV_FORMATS)}")
+        self.library = KernelLibrary(threads, isa)
+        self.kv_format: KVFormat = kv_format
+        if isa is None and self.library.isa == "scalar":
+            _log.warning("this processor has no AVX2: the scalar kernels run, which are many times slower")
+
+    @property
+    def threads(self) -> int:
+        """Threads that share the work."""
+        return self.library.threads
+
+    @property
+    def isa(self) -> Isa:
+        """Instruction set the kernels run with."""
+        return self.library.isa
+
+    def quantize(self, weight: Float32, format: QuantFormat, importance: Float32 | None = None) -> QuantizedTensor:
+        """Return `weight` (O, I) in a low-bit format; see `quantization.quantizers.quantize`."""
+        return quantize(weight, format, importance, self.library)
+
+    # Handles -----------------------------------------------------------------------------------------
+    def make_parameter(self, tensor: DenseTensor) -> Float32:
+        """See `Ops.make_parameter`."""
+        return np.ascontiguousarray(tensor.to_float32())
+
+    def make_linear(self, weight: Weight, bias: DenseTensor | None) -> NativeLinear:
+        """See `Ops.make_linear`."""
+        return self.make_linear_group([weight], [bias])
+
+    def make_linear_group(self, weights: Sequence[Weight], biases: Sequence[DenseTensor | None]) -> NativeLinear:
+        """See `Ops.make_linear_group`."""
+        assert 1 <= len(weights) <= structs.MAX_GROUP
+        assert len({w.shape[1] for w in weights}) == 1, [w.shape for w in weights]
+        matrices = (structs.Matrix * len(weights))()
+        owners: list[Any] = []
+        for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            matrices[i], arrays = _describe(weight, bias)
+            owners.extend(arrays)
+        return NativeLinear(matrices, tuple(owners))
+
+    def make_embedding(self, weight: Weight) -> NativeLinear:
+        """See `Ops.make_embedding`."""
+        return self.make_linear(weight, None)
+
+    def make_kv_cache(
+        self, num_layers: int, num_blocks: int, num_kv_heads: int, block_size: int, head_dim: int
+    ) -> NativeKVCache:
+        """See `Ops.make_kv_cache`."""
+        shape = (num_layers, num_blocks, num_kv_heads, block_size, head_dim)
+        dtype = _KV_DTYPES[self.kv_format]
+        keys, values = np.zeros(shape, dtype), np.zeros(shape, dtype)
+        if self.kv_format != "int8":
+            return NativeKVCache(keys, values)
+        return NativeKVCache(keys, values, np.zeros(shape[:-1], np.float32), np.zeros(shape[:-1], np.float32))
+
+    def make_fused_decoder(
+        self, layers: Sequence[DecoderLayer], final_norm: Float32, head: NativeLinear, shape: DecoderShape
+    ) -> NativeFusedDecoder:
+        """See `Ops.make_fused_decoder`."""
+        return NativeFusedDecoder(self.library, layers, final_norm, head, shape)
+
+    # Data in and out ----------------------------------------------------------------------------------
+    def array(self, data: npt.NDArray[Any]) -> Float32:
+        """See `Ops.array`."""
+        return np.ascontiguousarray(data, dtype=np.float32)
+
+    def to_numpy(self, x: Float32) -> Float32:
+        """See `Ops.to_numpy`."""
+        return x
+
+    def concatenate(self, arrays: Sequence[Float32]) -> Float32:
+        """See `Ops.concatenate`."""
+        return np.concatenate(arrays)
+
+    # Operations ---------------------------------------------------------------------------------------
+    def linear(
+        self,
+        x: Float32,
+        linear: NativeLinear,
+        activation: Activation | None = None,
+        residual: Float32 | None = None,
+    ) -> Float32:
+        """See `Ops.linear`."""
+        assert x.shape[1] == linear.in_features, (x.shape, linear.in_features)
+        out = np.empty((len(x), linear.out_features[0]), np.float32)
+        self.library.matmul(x, linear.matrices, [out], activation, residual)
+        return out
+
+    def linear_group(self, x: Float32, group: NativeLinear) -> tuple[Float32, ...]:
+        """See `Ops.linear_group`. The results lie side by side in one array."""
+        assert x.shape[1] == group.in_features, (x.shape, group.in_features)
+        edges = np.cumsum([0, *group.out_features])
+        merged = np.empty((len(x), edges[-1]), np.float32)
+        outputs = tuple(merged[:, a:b] for a, b in zip(edges[:-1], edges[1:], strict=True))
+        self.library.matmul(x, group.matrices, outputs)
+        return outputs
+
+    def embedding(self, token_ids: npt.NDArray[np.integer[Any]], table: NativeLinear) -> Float32:
+        """See `Ops.embedding`."""
+        rows = np.ascontiguousarray(token_ids, np.int64)
+        num_rows = table.out_features[0]
+        assert rows.size == 0 or (rows.min() >= 0 and rows.max() < num_rows), "row outside the table"
+        out = np.empty((len(rows), table.in_features), np.float32)
+        self.library.embedding(table.matrices[0], rows, out)
+        return out
+
+    def conv1d(
+        self, x: Float32, linear: NativeLinear, kernel: int, stride: int, activation: Activation | None
+    ) -> Float32:
+        """See `Ops.conv1d`. The windows overlap in one padded copy of x; they are never laid out."""
+        num_frames, channels = x.shape
+        assert linear.in_features == kernel * channels, (linear.in_features, kernel, channels)
+        pad = (kernel - 1) // 2
+        padded = np.zeros((num_frames + 2 * pad, channels), np.float32)
+        padded[pad : pad + num_frames] = x
+        out = np.empty(((num_frames - 1) // stride + 1, linear.out_features[0]), np.float32)
+        self.library.matmul(padded, linear.matrices, [out], activation, stride=stride * channels)
+        return out
+
+    def rms_norm(self, x: Float32, weight: Float32, eps: float) -> Float32:
+        """See `Ops.rms_norm`."""
+        assert weight.shape == x.shape[1:], (weight.shape, x.shape)
+        return self.library.rms_norm(x, weight, eps)
+
+    def layer_norm(self, x: Float32, weight: Float32, bias: Float32, eps: float) -> Float32:
+        """See `Ops.layer_norm`."""
+        assert weight.shape == bias.shape == x.shape[1:], (weight.shape, bias.shape, x.shape)
+        return self.library.layer_norm(x, weight, bias, eps)
+
+    def rope(self, x: Float32, positions: npt.NDArray[np.int32], theta: float) -> Float32:
+        """See `Ops.rope`."""
+        assert positions.shape == x.shape[:1], (positions.shape, x.shape)
+        positions = np.ascontiguousarray(positions, np.int32)
+        return self.library.rope(x, positions, _inverse_frequencies(x.shape[2], theta))
+
+    def swiglu(self, gate: Float32, up: Float32) -> Float32:
+        """See `Ops.swiglu`."""
+        assert gate.shape == up.shape, (gate.shape, up.shape)
+        return self.library.swiglu(gate, up)
+
+    def attention(
+        self,
+        q: Float32,
+        k: Float32,
+        v: Float32,
+        query_offsets: Offsets,
+        key_offsets: Offsets,
+        causal: bool,
+    ) -> Float32:
+        """See `Ops.attention`."""
+        assert k.shape == v.shape, (k.shape, v.shape)
+        assert q.shape[1] % k.shape[1] == 0, (q.shape, k.shape)
+        queries = np.ascontiguousarray(query_offsets, np.int32)
+        keys = np.ascontiguousarray(key_offsets, np.int32)
+        assert queries[-1] <= len(q), (queries[-1], q.shape)
+        assert keys[-1] <= len(k), (keys[-1], k.shape)
+        assert not causal or np.all(np.diff(keys) >= np.diff(queries)), "a causal row needs a key to see"
+        out = np.empty(q.shape, np.float32)
+        self.library.attention(
+            structs.AttentionArguments(
+                *(pointer(a) for a in (q, k, v)),
+                *(row_stride(a) for a in (q, k, v)),
+                pointer(out),
+                q.shape[1],
+                k.shape[1],
+                q.shape[2],
+                causal,
+                len(queries) - 1,
+                pointer(queries),
+                pointer(keys),
+            )
+        )
+        return out
+
+    def cached_attention(
+        self, q: Float32, k: Float32, v: Float32, cache: KVCache, layer: int, batch: SequenceBatch
+    ) -> Float32:
+        """See `Ops.cached_attention`."""
+        assert isinstance(cache, NativeKVCache)
+        assert k.shape == v.shape == (len(q), *cache.keys.shape[2::2]), (k.shape, v.shape, cache.keys.shape)
+        assert batch.query_offsets[-1] == len(q), (batch.query_offsets[-1], q.shape)
+        batch_struct, owners = _batch_struct(batch, cache.num_blocks, cache.block_size)
+        out = np.empty(q.shape, np.float32)
+        self.library.cached_attention(
+            structs.CachedAttentionArguments(
+                *(pointer(a) for a in (q, k, v)),
+                *(row_stride(a) for a in (q, k, v)),
+                pointer(out),
+                q.shape[1],
+                0,
+                cache.stores()[layer],
+                batch_struct,
+            )
+        )
+        del owners  # alive until here
+        return out

@@ -1,0 +1,58 @@
+"""Finding a model folder: a local one, or a snapshot of a hub repository at a pinned revision."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+from tianquan.errors import CheckpointError
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+# Data only: never code, never pickle.
+_PATTERNS = ["*.json", "*.safetensors", "*.jinja"]
+
+logger = logging.getLogger(__name__)
+
+
+def find_folder(model: str | Path, revision: str | None = None) -> Path:
+    """Return the folder of a model, downloading a hub repository if that is what `model` names.
+
+    Args:
+        model: a folder, or `owner/name`, or `owner/name@revision`.
+        revision: a branch, tag or commit of the hub repository; pin a commit to get the same bytes always.
+
+    Raises:
+        CheckpointError: no such folder, or the download fails.
+    """
+    path = Path(model)
+    if path.is_dir():
+        if revision is not None:
+            raise CheckpointError(f"{path}: is a local folder; a revision belongs to a hub id (owner/name)")
+        return path
+    text = str(model)
+    if path.exists():
+        raise CheckpointError(f"{text}: is a file; expected a model folder")
+    if text.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(text):
+        raise CheckpointError(f"{text}: no such folder; give a model folder or a hub id (owner/name)")
+    return _download(text, revision)
+
+
+def _download(hub_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    name, _, pinned = hub_id.partition("@")
+    if pinned and revision is not None:
+        raise CheckpointError(f"{hub_id}: has a revision already; leave out revision {revision!r}")
+    revision = pinned or revision
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{hub_id}: no such folder here, and it could not be downloaded ({type(error).__name__}); "
+            "check the name and the network, or give a local folder"
+        ) from error
+    if revision is None:
+        logger.info("%s: no revision given; this is commit %s", name, folder.name)
+    return folder

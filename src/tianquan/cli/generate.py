@@ -1,0 +1,193 @@
+"""`generate`, `trace` and `transcribe`: one result for one input."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tianquan.cli import options
+from tianquan.errors import PromptError, TianquanError
+
+if TYPE_CHECKING:
+    from tianquan.request import Completion
+
+Messages = Annotated[str, typer.Option(help="JSON file with messages, vendor or OpenAI form; - reads stdin.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")]
+
+
+def read_messages(source: str) -> Any:
+    """Return the messages of a JSON file or of stdin: a list, or an object with the key messages.
+
+    Raises:
+        PromptError: it cannot be read, is not JSON, or has no messages.
+    """
+    try:
+        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
+        value = json.loads(text)
+    except OSError as error:
+        raise PromptError(f"{source}: cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise PromptError(f"{source}: not valid JSON; expected a list of messages") from error
+    if not isinstance(value, dict):
+        return value
+    if "messages" not in value:
+        raise PromptError(f"{source}: the JSON object has no messages")
+    others = sorted(set(value) - {"messages"})
+    if others:
+        print(f"tianquan: {source}: only messages is read; not {', '.join(others)}", file=sys.stderr)
+    return value["messages"]
+
+
+def completion_to_dict(completion: Completion) -> dict[str, Any]:
+    """Return the documented JSON form of an answer."""
+    usage = completion.usage
+    timings = {name: round(value, 3) for name, value in asdict(completion.timings).items()}
+    timings["decode_tokens_per_second"] = round(completion.timings.decode_tokens_per_second(usage.completion_tokens), 3)
+    return {
+        "text": completion.text,
+        "token_ids": completion.token_ids,
+        "prompt_token_ids": completion.prompt_token_ids,
+        "usage": {**asdict(usage), "total_tokens": usage.prompt_tokens + usage.completion_tokens},
+        "finish_reason": completion.finish_reason,
+        "timings": timings,
+    }
+
+
+def generate(
+    model: options.ModelArgument,
+    messages: Messages,
+    media_root: options.MediaRoot = None,
+    json_output: Json = False,
+    precision: options.Precision = None,
+    backend: options.BackendOption = "native",
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+    revision: options.Revision = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    max_tokens: options.MaxTokens = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    ignore_eos: options.IgnoreEos = False,
+    max_slices: options.MaxSlices = None,
+    max_image_tokens: options.MaxImageTokens = None,
+    long_audio: options.LongAudioOption = "error",
+) -> None:
+    """Answer the messages of a JSON file."""
+    from tianquan.llm import CHAT_SAMPLING
+
+    conversation = read_messages(messages)
+    sampling = options.sampling_params(
+        CHAT_SAMPLING,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        max_tokens=max_tokens,
+        seed=seed,
+        stop=stop,
+        ignore_eos=ignore_eos,
+    )
+    policy = options.media_policy(max_slices, max_image_tokens, long_audio)
+    llm = options.load_model(
+        model, precision=precision, backend=backend, device=device, threads=threads, revision=revision
+    )
+    pieces = llm.stream_chat(conversation, sampling=sampling, media=policy, media_root=media_root)
+    for piece in pieces:
+        if not json_output:
+            print(piece.text, end="", flush=True)
+        if piece.completion is not None:
+            print(json.dumps(completion_to_dict(piece.completion), ensure_ascii=False) if json_output else "")
+
+
+def trace(
+    model: options.ModelArgument,
+    messages: Messages,
+    output: Annotated[Path, typer.Option(help="Safetensors file to write.")],
+    media_root: options.MediaRoot = None,
+    precision: options.Precision = None,
+    backend: options.BackendOption = "native",
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+    revision: options.Revision = None,
+    max_slices: options.MaxSlices = None,
+    max_image_tokens: options.MaxImageTokens = None,
+    long_audio: options.LongAudioOption = "error",
+) -> None:
+    """Write the tensors of each stage: prompt_token_ids, image_features, audio_features.N, logits."""
+    import numpy as np
+    from safetensors.numpy import save
+
+    conversation = read_messages(messages)
+    policy = options.media_policy(max_slices, max_image_tokens, long_audio)
+    if not output.parent.is_dir():
+        raise PromptError(f"{output.parent}: no such folder for the output file")
+    llm = options.load_model(
+        model, precision=precision, backend=backend, device=device, threads=threads, revision=revision
+    )
+    arrays = llm.trace(conversation, media=policy, media_root=media_root).to_arrays()
+    write_atomically(output, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
+
+
+def transcribe(
+    model: options.ModelArgument,
+    audio: Annotated[Path, typer.Argument(help="Sound file: WAV, FLAC, MP3, OGG, M4A or WebM.")],
+    long_audio: options.LongAudioOption = "error",
+    instruction: Annotated[str | None, typer.Option(help="What to ask; the vendor's prompt by default.")] = None,
+    json_output: Json = False,
+    precision: options.Precision = None,
+    backend: options.BackendOption = "native",
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+    revision: options.Revision = None,
+    max_tokens: options.MaxTokens = None,
+) -> None:
+    """Print what is said in a recording."""
+    from dataclasses import replace
+
+    from tianquan.llm import TRANSCRIBE_INSTRUCTION, TRANSCRIBE_SAMPLING
+
+    sampling = TRANSCRIBE_SAMPLING if max_tokens is None else replace(TRANSCRIBE_SAMPLING, max_tokens=max_tokens)
+    llm = options.load_model(
+        model, precision=precision, backend=backend, device=device, threads=threads, revision=revision
+    )
+    clips = []
+    for piece in llm.stream_transcription(
+        audio, long_audio=long_audio, instruction=instruction or TRANSCRIBE_INSTRUCTION, sampling=sampling
+    ):
+        if not json_output:
+            print(piece.text, end="", flush=True)
+        if piece.completion is not None:
+            clips.append(completion_to_dict(piece.completion))
+    text = "\n".join(clip["text"] for clip in clips)
+    print(json.dumps({"text": text, "clips": clips}, ensure_ascii=False) if json_output else "")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all.
+
+    Raises:
+        TianquanError: it cannot be written.
+    """
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        raise TianquanError(f"{path}: cannot be written ({error.strerror})") from error

@@ -1,0 +1,142 @@
+"""Options that several commands share, and loading a model with a progress bar."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tianquan.backends import Backend
+from tianquan.request import ImagePolicy, LongAudio, MediaPolicy, SamplingParams
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from tianquan.llm import LLM
+
+ModelArgument = Annotated[str, typer.Argument(help="A model folder, or a hub id: owner/name[@revision].")]
+Precision = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16, float16, int8 or int4 (the default), or a recipe such as int4-small."),
+]
+BackendOption = Annotated[Backend, typer.Option(help="native (C++ kernels) or reference (numpy).")]
+Device = Annotated[str, typer.Option(help="Where to compute.")]
+Threads = Annotated[int | None, typer.Option(help="Threads of the native backend; one per core by default.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub repository.")]
+Temperature = Annotated[float | None, typer.Option(help="0 = greedy; 0.7 by default.")]
+TopP = Annotated[float | None, typer.Option(help="Keep the likeliest tokens up to this mass; 0.8 by default.")]
+TopK = Annotated[int | None, typer.Option(help="Keep this many tokens, 0 = all; 100 by default.")]
+MinP = Annotated[float | None, typer.Option(help="Drop tokens below this share of the likeliest; off by default.")]
+RepetitionPenalty = Annotated[
+    float | None, typer.Option(help="Above 1 discourages repeats; 1.2 by default, 1 when greedy.")
+]
+MaxTokens = Annotated[int | None, typer.Option(help="Most tokens of the answer.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same answer.")]
+Stop = Annotated[list[str] | None, typer.Option(help="End the answer at this text; may be repeated.")]
+IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on to --max-tokens, for measurements.")]
+MaxSlices = Annotated[int | None, typer.Option(help="Most slices of a picture beside its overview; 0 = overview only.")]
+MaxImageTokens = Annotated[int | None, typer.Option(help="Most prompt tokens of one picture.")]
+LongAudioOption = Annotated[
+    LongAudio, typer.Option(help="Sound over 30 s: refuse, keep the beginning, or split at quiet places.")
+]
+MediaRoot = Annotated[Path | None, typer.Option(help="Folder that relative media paths start from.")]
+
+
+def sampling_params(
+    default: SamplingParams,
+    *,
+    temperature: float | None,
+    top_p: float | None,
+    top_k: int | None,
+    min_p: float | None,
+    repetition_penalty: float | None,
+    max_tokens: int | None,
+    seed: int | None,
+    stop: list[str] | None,
+    ignore_eos: bool = False,
+) -> SamplingParams:
+    """Return `default` with what the user set. Temperature 0 alone means plain greedy decoding."""
+    if temperature == 0:
+        default = SamplingParams(max_tokens=default.max_tokens)
+    given: dict[str, Any] = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "max_tokens": max_tokens,
+        "seed": seed,
+        "stop": tuple(stop) if stop else None,
+        "ignore_eos": ignore_eos,
+    }
+    return replace(default, **{name: value for name, value in given.items() if value is not None})
+
+
+def media_policy(max_slices: int | None, max_image_tokens: int | None, long_audio: LongAudio) -> MediaPolicy:
+    """Return the media policy of the options."""
+    return MediaPolicy(
+        image=ImagePolicy(max_slices=max_slices, max_image_tokens=max_image_tokens),
+        long_audio=long_audio,
+    )
+
+
+class LoadProgress:
+    """A progress bar on stderr while a component is read; it comes back when a tower is loaded on first use."""
+
+    def __init__(self, verb: str = "loading") -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn(verb + " {task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(
+            *columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, component: str, done: int, total: int) -> None:
+        """Show that `done` of `total` bytes of a component are read."""
+        if component not in self._tasks:
+            self._progress.start()
+            self._tasks[component] = self._progress.add_task(component.replace("_", " "), total=total)
+        self._progress.update(self._tasks[component], completed=done)
+        if self._progress.finished:
+            self._progress.stop()
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        self._progress.stop()
+
+
+def load_model(
+    model: str,
+    *,
+    precision: str | None,
+    backend: Backend,
+    device: str,
+    threads: int | None,
+    revision: str | None,
+) -> LLM:
+    """Load a model behind a progress bar."""
+    from tianquan.llm import load
+
+    progress = LoadProgress()
+    try:
+        return load(
+            model,
+            precision=precision,
+            backend=backend,
+            device=device,
+            threads=threads,
+            revision=revision,
+            on_progress=progress,
+        )
+    finally:
+        progress.stop()

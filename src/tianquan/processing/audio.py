@@ -1,0 +1,284 @@
+"""Sound as the audio encoder takes it: mono 16 kHz waveforms, clips of at most 30 s, log-mel frames.
+
+    counts:  L samples -> L // 160 mel frames -> half the encoder frames -> half the tokens (25 a second)
+    log-mel: power of a 400-sample Hann window every 160 samples, 128 triangular bands on the Slaney scale,
+             m = max(log10(max(power, 1e-10)), largest - 8); (m + 4) / 4
+
+The numbers are those of `WhisperFeatureExtractor` (Hugging Face transformers) on the clip padded with zeros
+to 30 s, but frames that see only padding are filled in rather than computed.
+
+Legend: N samples, F mel frames.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from tianquan.errors import MediaError, ParameterError
+from tianquan.request import AudioInput, LongAudio
+
+Waveform = npt.NDArray[np.float32]  # (N,) mono, 16 kHz, nominally in [-1, 1]
+
+SAMPLE_RATE = 16_000
+S16_SCALE = 32_768.0
+WINDOW_LEN = 400  # samples: 25 ms
+HOP_LEN = 160  # samples: 10 ms, one mel frame
+MAX_SAMPLES = 30 * SAMPLE_RATE  # what the feature extractor pads or cuts a clip to
+MAX_MEL_FRAMES = MAX_SAMPLES // HOP_LEN  # 3000
+MIN_SAMPLES = 3 * HOP_LEN  # the first length with a token: 3 mel frames, 2 encoder frames
+
+MIN_SOURCE_RATE = 1_000  # below: one packet could resample to minutes of sound
+MAX_SOURCE_RATE = 192_000  # above: building the resampling filter takes seconds and hundreds of megabytes
+MAX_AMPLITUDE = 16.0  # decoders overshoot 1 by a little; integers kept in floats reach thousands
+
+LAST_CHUNK_SAMPLES = SAMPLE_RATE  # a chunk of less than a second tells the model little
+CUT_SEARCH_SHARE = 1 / 3  # of a chunk: the last 10 s of 30 are searched for a quiet place
+QUIET_LEN = 3_200  # samples: 200 ms, a pause between words rather than the gap inside one
+QUIET_HOP = 320
+
+
+class AudioCounts(NamedTuple):
+    """Sizes that follow from the length of a clip."""
+
+    mel_frames: int
+    encoder_frames: int
+    tokens: int
+
+
+def audio_counts(num_samples: int) -> AudioCounts:
+    """Derive the sizes of a clip of `num_samples` at 16 kHz; what is past 30 s does not count."""
+    mel_frames = min(num_samples, MAX_SAMPLES) // HOP_LEN
+    encoder_frames = (mel_frames - 1) // 2 + 1  # a convolution of stride 2
+    return AudioCounts(mel_frames, encoder_frames, (encoder_frames - 2) // 2 + 1)  # an average pool of 2
+
+
+# Waveforms --------------------------------------------------------------------------------------------------
+def mono_blocks(frames: Iterable[av.AudioFrame], sample_format: str) -> Iterator[npt.NDArray[Any]]:
+    """Mix and resample decoded frames to mono 16 kHz, (N,) at a time, in FFmpeg's "s16" or "flt" format.
+
+    Rate, channels or sample format may change inside a file. PyAV's resampler takes one kind of frame, or
+    passes everything through once the first frame needed nothing, so each change starts another.
+    """
+    resampler = None
+    source = None
+    for frame in frames:
+        properties = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if resampler is None or properties != source:
+            if resampler is not None:
+                yield from _resampled(resampler, None)
+            resampler = av.AudioResampler(format=sample_format, layout="mono", rate=SAMPLE_RATE)
+            source = properties
+        yield from _resampled(resampler, frame)
+    if resampler is not None:
+        yield from _resampled(resampler, None)
+
+
+def _resampled(resampler: av.AudioResampler, frame: av.AudioFrame | None) -> Iterator[npt.NDArray[Any]]:
+    """Push a frame, None at the end; a resampler that passes through hands None back."""
+    return (out.to_ndarray()[0] for out in resampler.resample(frame) if out is not None)
+
+
+def as_waveform(samples: npt.ArrayLike, sample_rate: int) -> Waveform:
+    """Turn samples held in memory into a mono 16 kHz waveform.
+
+    Args:
+        samples: (N,) or (N, 2); int16, or float32 / float64 with full scale at 1.
+        sample_rate: of `samples`, 1 000 to 192 000 Hz.
+
+    Returns:
+        int16 samples give what a WAV file of them gives; floats are averaged over channels and are not
+        rounded to 16 bits, so that mono 16 kHz float32 comes back as it is.
+
+    Raises:
+        MediaError: another shape or type, no samples, NaN or infinity, or values far outside [-1, 1].
+        ParameterError: a sample rate that is no whole number or out of range.
+    """
+    if not isinstance(sample_rate, int | np.integer) or not MIN_SOURCE_RATE <= sample_rate <= MAX_SOURCE_RATE:
+        raise ParameterError(
+            f"sample_rate is {sample_rate!r}; expected a whole number of Hz, {MIN_SOURCE_RATE} to {MAX_SOURCE_RATE}"
+        )
+    array = np.asarray(samples)
+    if array.ndim == 1:
+        array = array[:, None]
+    if array.ndim != 2 or array.shape[1] not in (1, 2) or array.size == 0:
+        raise MediaError(f"audio: samples of shape {np.shape(samples)}; expected (N,) or (N, 2), not empty")
+    if array.dtype == np.int16:
+        waveform = _resample(array, int(sample_rate), "s16")
+        waveform /= S16_SCALE
+        return waveform
+    if array.dtype not in (np.float32, np.float64):
+        raise MediaError(f"audio: samples of type {array.dtype}; expected int16, float32 or float64")
+    _require_finite(array)
+    if np.abs(array).max() > MAX_AMPLITUDE:
+        raise MediaError(
+            f"audio: a sample of {np.abs(array).max():g}; float samples have full scale at 1; "
+            "divide, or pass integers as int16"
+        )
+    return _resample(array.mean(axis=1, keepdims=True).astype(np.float32), int(sample_rate), "flt")
+
+
+def _resample(samples: npt.NDArray[Any], sample_rate: int, sample_format: str) -> Waveform:
+    """Bring (N, channels) to mono 16 kHz in pieces of 64 Ki samples, without a scale change."""
+    layout = "mono" if samples.shape[1] == 1 else "stereo"
+
+    def frames() -> Iterator[av.AudioFrame]:
+        for start in range(0, len(samples), 65_536):
+            packed = np.ascontiguousarray(samples[start : start + 65_536]).reshape(1, -1)
+            frame = av.AudioFrame.from_ndarray(packed, format=sample_format, layout=layout)
+            frame.sample_rate = sample_rate
+            yield frame
+
+    blocks = list(mono_blocks(frames(), sample_format))
+    return np.concatenate(blocks).astype(np.float32) if blocks else np.zeros(0, np.float32)
+
+
+def _require_finite(samples: npt.NDArray[Any]) -> None:
+    if not np.isfinite(samples).all():
+        raise MediaError("audio: the samples hold NaN or infinity; check where they come from")
+
+
+# Long sound -------------------------------------------------------------------------------------------------
+def fit_long_audio(waveform: Waveform, mode: LongAudio, max_samples: int = MAX_SAMPLES) -> list[Waveform]:
+    """Bring a recording to clips the encoder can take.
+
+    Args:
+        waveform: (N,).
+        mode: "error" refuses what is too long, "truncate" keeps the beginning, "chunk" cuts at quiet places;
+            every sample is then in exactly one clip, and the last clip is at least a second long.
+        max_samples: longest clip; never more than 30 s.
+
+    Returns:
+        One clip, or the chunks in order: views of `waveform`.
+
+    Raises:
+        MediaError: too long, in mode "error".
+        ParameterError: an unknown mode.
+    """
+    max_samples = min(max_samples, MAX_SAMPLES)
+    if mode not in ("error", "truncate", "chunk"):
+        raise ParameterError(f"long audio mode is {mode!r}; expected 'error', 'truncate' or 'chunk'")
+    if len(waveform) <= max_samples:
+        return [waveform]
+    if mode == "error":
+        raise MediaError(
+            f"audio: {len(waveform) / SAMPLE_RATE:.2f} s of sound; the model takes {max_samples / SAMPLE_RATE:g} "
+            "s at a time; use long audio mode 'chunk' (split at quiet places) or 'truncate' (keep the start)"
+        )
+    if mode == "truncate":
+        return [waveform[:max_samples]]
+    chunks = []
+    while len(waveform) > max_samples:
+        cut = _quiet_cut(waveform, max_samples)
+        chunks.append(waveform[:cut])
+        waveform = waveform[cut:]
+    return [*chunks, waveform]
+
+
+def _quiet_cut(waveform: Waveform, max_samples: int) -> int:
+    """Find where to end the first chunk: amid the quietest 200 ms near its end, the last of equals."""
+    latest = min(max_samples, len(waveform) - min(LAST_CHUNK_SAMPLES, max_samples // 4))
+    earliest = int(latest - max_samples * CUT_SEARCH_SHARE)
+    window = min(QUIET_LEN, latest - earliest)
+    starts = np.arange(earliest, latest - window + 1, QUIET_HOP)
+    total = np.concatenate(([0.0], np.cumsum(np.square(waveform[earliest:latest], dtype=np.float64))))
+    energy = total[starts - earliest + window] - total[starts - earliest]
+    quietest = len(starts) - 1 - int(np.argmin(energy[::-1]))
+    return int(starts[quietest]) + window // 2
+
+
+# Log-mel ----------------------------------------------------------------------------------------------------
+def _mel_to_hertz(mel: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Slaney's scale: 200/3 Hz a step up to 1000 Hz (mel 15), then 27 steps for each factor of 6.4."""
+    return np.where(mel < 15, mel * 200 / 3, 1000 * 6.4 ** ((mel - 15) / 27))
+
+
+@lru_cache(maxsize=4)
+def mel_filters(num_mels: int) -> npt.NDArray[np.float64]:
+    """Return the triangular bands (num_mels, 201) from 0 to 8000 Hz, each of area one over frequency.
+
+    Equal to `librosa.filters.mel(sr=16000, n_fft=400)`, Slaney's scale and norm.
+    """
+    highest = 15 + 27 * np.log(SAMPLE_RATE / 2 / 1000) / np.log(6.4)
+    edges = _mel_to_hertz(np.linspace(0, highest, num_mels + 2))
+    hertz = np.linspace(0, SAMPLE_RATE / 2, WINDOW_LEN // 2 + 1)
+    width = np.diff(edges)
+    rising = (hertz - edges[:-2, None]) / width[:-1, None]
+    falling = (edges[2:, None] - hertz) / width[1:, None]
+    filters = np.maximum(0, np.minimum(rising, falling)) * (2 / (edges[2:] - edges[:-2]))[:, None]
+    filters.setflags(write=False)  # shared by the cache
+    return filters
+
+
+def log_mel(waveform: Waveform, num_mels: int, num_frames: int = MAX_MEL_FRAMES) -> npt.NDArray[np.float32]:
+    """Compute the first frames of the log-mel spectrum of a clip padded with zeros to 30 s.
+
+    Args:
+        waveform: (N,), at most 30 s, finite.
+        num_mels: bands.
+        num_frames: how many of the 3000 frames to return.
+
+    Returns:
+        (num_frames, num_mels), at least -1.5.
+    """
+    assert waveform.ndim == 1
+    assert len(waveform) <= MAX_SAMPLES
+    assert num_frames <= MAX_MEL_FRAMES
+    half = WINDOW_LEN // 2
+    # Frame t is centred on sample 160 t. All frames that see the clip are computed, returned or not: the
+    # largest value of the whole spectrum sets the floor. Zeros behind the clip up to the 30 s, where the
+    # padding reflects; 400 of them are enough for the last such frame.
+    num_seen = min(MAX_MEL_FRAMES, -(-(len(waveform) + half) // HOP_LEN))
+    padded = np.zeros(min(MAX_SAMPLES, len(waveform) + WINDOW_LEN))
+    padded[: len(waveform)] = waveform
+    padded = np.pad(padded, half, mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, WINDOW_LEN)[::HOP_LEN][:num_seen]
+    hann = np.hanning(WINDOW_LEN + 1)[:-1]  # periodic
+    power = np.abs(np.fft.rfft(windows * hann)) ** 2  # (F, 201)
+    log_power = np.log10(np.maximum(power @ mel_filters(num_mels).T, 1e-10))  # (F, num_mels)
+    floor = max(float(log_power.max()) - 8.0, -10.0)
+    mel = np.full((num_frames, num_mels), floor)
+    mel[:num_seen] = np.maximum(log_power[:num_frames], floor)
+    return ((mel + 4.0) / 4.0).astype(np.float32)
+
+
+def prepare_audio(waveforms: Sequence[Waveform], num_mels: int, max_frames: int = 1500) -> list[AudioInput]:
+    """Prepare all clips of one conversation for the audio encoder.
+
+    The original encodes them in one call, with the mel cut to twice the encoder frames of the longest clip.
+    Past its own frames a clip is masked, but its last frame's convolutions reach one mel frame further, and
+    find zero padding there only if the cut is at that place. So a clip keeps 2 * its encoder frames, and one
+    frame more when a longer clip moves the cut.
+
+    Args:
+        waveforms: (N,) each, as `fit_long_audio` returns them.
+        num_mels: bands of the checkpoint.
+        max_frames: encoder frames of the checkpoint's position table (1500 = 30 s).
+
+    Raises:
+        MediaError: a clip too short for one token, longer than the position table, or not finite.
+    """
+    counts = [audio_counts(len(waveform)) for waveform in waveforms]
+    cut = max((2 * count.encoder_frames for count in counts), default=0)
+    return [_prepare_clip(*pair, num_mels, cut, max_frames) for pair in zip(waveforms, counts, strict=True)]
+
+
+def _prepare_clip(waveform: Waveform, counts: AudioCounts, num_mels: int, cut: int, max_frames: int) -> AudioInput:
+    milliseconds = 1000 * len(waveform) / SAMPLE_RATE
+    if counts.tokens == 0:
+        least = 1000 * MIN_SAMPLES // SAMPLE_RATE
+        raise MediaError(f"audio: {milliseconds:g} ms of sound; the model needs at least {least} ms")
+    if counts.encoder_frames > max_frames or len(waveform) > MAX_SAMPLES:
+        longest = min(max_frames * 2 * HOP_LEN, MAX_SAMPLES) / SAMPLE_RATE
+        raise MediaError(f"audio: {milliseconds / 1000:.2f} s of sound in one clip; the model takes {longest:g} s")
+    _require_finite(waveform)
+    mel = log_mel(waveform, num_mels, min(cut, 2 * counts.encoder_frames + 1))
+    # The encoder's output depends on the cut only through that one frame, so the mel is all there is to key.
+    digest = hashlib.blake2b(repr((mel.shape, counts.encoder_frames)).encode() + mel.tobytes(), digest_size=32)
+    return AudioInput(mel, counts.encoder_frames, counts.tokens, len(waveform), digest.digest())

@@ -1,0 +1,339 @@
+"""From a conversation to a prompt: template, media, placeholders, token ids and feature spans.
+
+    messages -> template text with media marks -> token ids, each medium expanded to its placeholder tokens
+
+Text from users stays text. Before the template runs, every string in it that spells a special token or a
+media mark is broken by a character that occurs nowhere else; after the template has run, structure is found
+in what is unbroken, and the character is taken out again. Text without such strings is not touched at all,
+so templates that trim, compare or measure it see what the original would see.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import numpy.typing as npt
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from PIL import Image
+
+from tianquan.errors import CheckpointError, MediaError, PromptError
+from tianquan.processing.audio import as_waveform, fit_long_audio, prepare_audio
+from tianquan.processing.image import ImageSettings, require_pixels, slice_image, to_rgb, turn_upright
+from tianquan.processing.media import load_image, load_waveform
+from tianquan.processing.messages import ImageReference, MediaSource, Message, parse_messages
+from tianquan.processing.tokenizer import Tokenizer
+from tianquan.request import AudioInput, FeatureSpan, ImageInput, ImagePolicy, MediaPolicy, Prompt
+
+IMAGE_MARK = "(<image>./</image>)"
+AUDIO_MARK = "(<audio>./</audio>)"
+_MEDIA_MARKS = re.compile(f"{re.escape(IMAGE_MARK)}|{re.escape(AUDIO_MARK)}")
+_PRIVATE_USE = range(0xE000, 0xF900)  # characters with no assigned meaning: one is chosen that no text holds
+_SAMPLES_PER_FRAME = 320  # of one encoder frame: mel hop 160, convolution stride 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaceholderTokens:
+    """The strings of the tokens that frame and hold media in a prompt."""
+
+    unknown: str  # stands where a feature row goes
+    image_start: str
+    image_end: str
+    image_id_start: str
+    image_id_end: str
+    slice_start: str
+    slice_end: str
+    audio_start: str
+    audio_end: str
+
+    def all(self) -> tuple[str, ...]:
+        """Every token string."""
+        return tuple(vars(self).values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessorSettings:
+    """What the checkpoint says about turning media into tokens."""
+
+    image: ImageSettings
+    tokens: PlaceholderTokens
+    use_image_id: bool
+    num_mels: int
+    max_audio_frames: int
+
+
+class Processor:
+    """Prompts for one checkpoint. Safe to use from several threads.
+
+    Args:
+        tokenizer: the vocabulary.
+        chat_template: the checkpoint's Jinja template, run in a sandbox.
+        special_strings: bos_token, eos_token, ... for the template.
+        settings: how media become tokens.
+
+    Raises:
+        CheckpointError: the tokenizer lacks a placeholder token, or the template does not parse.
+    """
+
+    sample_rate = 16000  # of waveforms, in Hz
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        chat_template: str,
+        special_strings: dict[str, str],
+        settings: ProcessorSettings,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self._special_strings = special_strings
+        self._template_source = chat_template
+        self._template = _compile_template(chat_template)
+        self._token_ids: dict[str, int] = {}
+        for token in settings.tokens.all():
+            token_id = tokenizer.special_token_id(token)
+            if token_id is None:
+                raise CheckpointError(
+                    f"the tokenizer has no special token {token!r}, which this model needs to place media"
+                )
+            self._token_ids[token] = token_id
+        structure = sorted({*tokenizer.special_tokens, IMAGE_MARK, AUDIO_MARK}, key=len, reverse=True)
+        self._structure = structure
+        self._structure_pattern = re.compile("|".join(map(re.escape, structure)))
+
+    def __call__(
+        self,
+        messages: Any,
+        policy: MediaPolicy | None = None,
+        media_root: Path | None = None,
+    ) -> Prompt:
+        """Return the prompt for a conversation, ready for the assistant's answer.
+
+        Args:
+            messages: vendor or OpenAI messages, see `messages.py`.
+            policy: how media are looked at; the checkpoint's settings by default.
+            media_root: folder that relative media paths start from; the working folder by default.
+
+        Raises:
+            PromptError: messages of the wrong form, or media the template does not place.
+            MediaError: a picture or a clip that cannot be used.
+        """
+        policy = policy or MediaPolicy()
+        turns = parse_messages(messages)
+        text = self.render(turns)
+        images = [self._load_image(image, policy, media_root) for turn in turns for image in turn.images]
+        chunks = [self.load_clips(audio, policy, media_root) for turn in turns for audio in turn.audios]
+        audios = prepare_audio(
+            [clip for clips in chunks for clip in clips],
+            self.settings.num_mels,
+            self.settings.max_audio_frames,
+        )
+        return self._assemble(text, images, audios, [len(clips) for clips in chunks])
+
+    # Template ---------------------------------------------------------------------------------------------
+    def render_messages(self, messages: Any) -> tuple[str, str]:
+        """Return `render` of messages not parsed yet."""
+        return self.render(parse_messages(messages))
+
+    def render(self, turns: Sequence[Message], add_generation_prompt: bool = True) -> tuple[str, str]:
+        """Return the template's text for a conversation, and the character that breaks user text in it.
+
+        Raises:
+            PromptError: the template refuses the conversation or fails.
+        """
+        breaker = _unused_character([self._template_source, *(turn.text for turn in turns if turn.text)])
+        content = [self._template_message(turn, breaker) for turn in turns]
+        try:
+            text = self._template.render(
+                messages=content,
+                add_generation_prompt=add_generation_prompt,
+                tools=None,
+                documents=None,
+                **self._special_strings,
+            )
+        except PromptError:
+            raise
+        except jinja2.TemplateError as error:
+            raise PromptError(f"the checkpoint's chat template refuses these messages: {error}") from error
+        except Exception as error:  # whatever an expression of the template can raise
+            raise PromptError(
+                f"the checkpoint's chat template fails on these messages ({type(error).__name__}: {error})"
+            ) from error
+        return text, breaker
+
+    def _template_message(self, turn: Message, breaker: str) -> dict[str, Any]:
+        text = None if turn.text is None else self._break_structure(turn.text, breaker)
+        if turn.is_plain:
+            return {"role": turn.role, "content": text}
+        content: dict[str, Any] = {}
+        if text is not None:
+            content["text"] = text
+        for key, media in (("image", turn.images), ("audio", turn.audios)):
+            if media:  # the template asks whether there is one and counts them; what it is stays here
+                content[key] = [key] * len(media) if key in turn.listed else key
+        return {"role": turn.role, "content": content}
+
+    def _break_structure(self, text: str, breaker: str) -> str:
+        """Put `breaker` inside every special string that text spells or could complete at its ends."""
+        text = self._structure_pattern.sub(lambda match: match.group()[0] + breaker + match.group()[1:], text)
+        if any(text.endswith(token[:n]) for token in self._structure for n in range(1, len(token))):
+            text += breaker
+        if any(text.startswith(token[n:]) for token in self._structure for n in range(1, len(token))):
+            text = breaker + text
+        return text
+
+    # Media ------------------------------------------------------------------------------------------------
+    def _load_image(self, image: ImageReference, policy: MediaPolicy, root: Path | None) -> ImageInput:
+        source = image.source
+        if isinstance(source, Image.Image):
+            require_pixels(source, policy.max_pixels)
+            picture = to_rgb(turn_upright(source))
+        elif isinstance(source, str | Path | bytes):
+            picture = load_image(_resolve(source, root), policy.max_pixels)
+        else:
+            raise MediaError(f"a picture must be a path, bytes or a PIL image, got {type(source).__name__}")
+        image_policy = policy.image
+        if image.detail == "low":
+            image_policy = ImagePolicy(max_slices=0, max_image_tokens=image_policy.max_image_tokens)
+        return slice_image(picture, self.settings.image, image_policy)
+
+    def load_clips(
+        self, source: MediaSource, policy: MediaPolicy, root: Path | None = None
+    ) -> list[npt.NDArray[np.float32]]:
+        """Return the clips (samples,) at `sample_rate` of one recording: several when it is long and split.
+
+        Raises:
+            MediaError: it cannot be decoded, or is too long for the policy.
+        """
+        if isinstance(source, str | Path | bytes):
+            waveform = load_waveform(_resolve(source, root), policy.max_audio_seconds)
+        elif isinstance(source, tuple):
+            waveform = as_waveform(*source)
+        else:
+            raise MediaError(
+                f"a recording must be a path, bytes or (samples, sample rate), got {type(source).__name__}"
+            )
+        max_samples = self.settings.max_audio_frames * _SAMPLES_PER_FRAME
+        return fit_long_audio(waveform, policy.long_audio, max_samples)
+
+    # Tokens -----------------------------------------------------------------------------------------------
+    def _assemble(
+        self,
+        rendered: tuple[str, str],
+        images: Sequence[ImageInput],
+        audios: Sequence[AudioInput],
+        clips_per_mark: Sequence[int],
+    ) -> Prompt:
+        text, breaker = rendered
+        marks = _MEDIA_MARKS.findall(text)
+        for kind, mark, expected in (
+            ("image", IMAGE_MARK, len(images)),
+            ("audio", AUDIO_MARK, len(clips_per_mark)),
+        ):
+            if marks.count(mark) != expected:
+                raise PromptError(
+                    f"the checkpoint's chat template placed {marks.count(mark)} {kind} inputs, the messages have "
+                    f"{expected}; its template may not allow {kind} in that role or turn"
+                )
+        builder = _PromptBuilder(self.tokenizer, self._token_ids, self.settings)
+        next_image = next_audio = next_mark = start = 0
+        for match in _MEDIA_MARKS.finditer(text):
+            builder.token_ids += self.tokenizer.encode_structure(text[start : match.start()], hidden=breaker)
+            start = match.end()
+            if match.group() == IMAGE_MARK:
+                builder.add_image(images[next_image], next_image)
+                next_image += 1
+                continue
+            for _ in range(clips_per_mark[next_mark]):
+                builder.add_audio(audios[next_audio], next_audio)
+                next_audio += 1
+            next_mark += 1
+        builder.token_ids += self.tokenizer.encode_structure(text[start:], hidden=breaker)
+        return Prompt(np.array(builder.token_ids, np.int32), tuple(images), tuple(audios), tuple(builder.spans))
+
+
+class _PromptBuilder:
+    """Collects token ids and remembers where features go."""
+
+    def __init__(self, tokenizer: Tokenizer, ids: dict[str, int], settings: ProcessorSettings) -> None:
+        self.token_ids: list[int] = []
+        self.spans: list[FeatureSpan] = []
+        self._tokenizer = tokenizer
+        self._ids = ids
+        self._settings = settings
+        self._num_slices = 0
+
+    def add_image(self, image: ImageInput, number: int) -> None:
+        """Add the overview, then the slices row by row, rows separated by a line feed."""
+        tokens = self._settings.tokens
+        if self._settings.use_image_id:
+            self.token_ids.append(self._ids[tokens.image_id_start])
+            self.token_ids += self._tokenizer.encode_text(str(number))
+            self.token_ids.append(self._ids[tokens.image_id_end])
+        self._add_slice(tokens.image_start, tokens.image_end)
+        for row in range(image.grid.rows):
+            if row > 0:
+                self.token_ids += self._tokenizer.encode_text("\n")
+            for _ in range(image.grid.cols):
+                self._add_slice(tokens.slice_start, tokens.slice_end)
+
+    def _add_slice(self, start: str, end: str) -> None:
+        length = self._settings.image.tokens_per_slice
+        self._add_span(start, FeatureSpan(len(self.token_ids) + 1, length, "image", self._num_slices), end)
+        self._num_slices += 1
+
+    def add_audio(self, clip: AudioInput, number: int) -> None:
+        """Add one clip."""
+        tokens = self._settings.tokens
+        span = FeatureSpan(len(self.token_ids) + 1, clip.span, "audio", number)
+        self._add_span(tokens.audio_start, span, tokens.audio_end)
+
+    def _add_span(self, start: str, span: FeatureSpan, end: str) -> None:
+        self.token_ids.append(self._ids[start])
+        self.token_ids += [self._ids[self._settings.tokens.unknown]] * span.length
+        self.token_ids.append(self._ids[end])
+        self.spans.append(span)
+
+
+def _resolve(source: str | Path | bytes, root: Path | None) -> Path | bytes:
+    if isinstance(source, bytes):
+        return source
+    return Path(source) if root is None else root / source
+
+
+def _unused_character(texts: Sequence[str]) -> str:
+    used = set().union(*texts)
+    for code in _PRIVATE_USE:
+        if chr(code) not in used:
+            return chr(code)
+    raise PromptError("the messages use every private-use character; at least one must be free")
+
+
+def _compile_template(source: str) -> jinja2.Template:
+    """Return the template with the functions that templates of the field expect."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateError as error:
+        raise CheckpointError(f"the checkpoint's chat template does not parse: {error}") from error
+
+
+def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False) -> str:
+    """Jinja's own filter escapes HTML; prompts are not HTML."""
+    return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii)
+
+
+def _raise_exception(message: str) -> None:
+    raise PromptError(f"the checkpoint's chat template refuses these messages: {message}")

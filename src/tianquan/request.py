@@ -1,0 +1,162 @@
+"""Plain data that travels between processing, the model and the engine. No behaviour beyond derived sizes.
+
+Legend: P patches, F mel frames, T prompt tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Role = Literal["system", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length"]
+LongAudio = Literal["error", "truncate", "chunk"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePolicy:
+    """How finely pictures are looked at. None means the checkpoint's own setting.
+
+    max_slices: most slices beside the overview; 0 = the overview only.
+    max_image_tokens: most prompt tokens of one picture (a slice and the overview cost 64 each).
+    """
+
+    max_slices: int | None = None
+    max_image_tokens: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MediaPolicy:
+    """What a user may set about media, with the safe defaults."""
+
+    image: ImagePolicy = field(default_factory=ImagePolicy)
+    long_audio: LongAudio = "error"
+    max_pixels: int = 100_000_000  # a 100-megapixel photograph; 300 MB once decoded to RGB
+    max_audio_seconds: float = 3600.0  # 230 MB of float32 samples
+
+
+@dataclass(frozen=True)
+class SliceGrid:
+    """How a picture was cut: `cols` x `rows` slices beside the overview; 0 x 0 when it was not cut."""
+
+    cols: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """One picture as the vision encoder takes it: the overview first, then its slices row by row."""
+
+    slices: tuple[npt.NDArray[np.uint8], ...]  # each (height, width, 3), sides multiples of the patch size
+    grid: SliceGrid
+    digest: bytes  # of the slices' pixels and sizes: equal digests give equal features
+
+
+@dataclass(frozen=True)
+class AudioInput:
+    """One clip as the audio encoder takes it."""
+
+    mel: npt.NDArray[np.float32]  # (F, num_mels), cut to what the encoder reads of it
+    num_frames: int  # encoder frames (50 a second) of the clip itself
+    num_tokens: int  # tokens (25 a second), without the begin and end embeddings
+    num_samples: int  # at 16 kHz
+    digest: bytes
+
+    @property
+    def span(self) -> int:
+        """Placeholder tokens in the prompt: begin, tokens, end."""
+        return self.num_tokens + 2
+
+
+@dataclass(frozen=True)
+class FeatureSpan:
+    """Placeholder positions start..start+length of the prompt take rows of one medium's features."""
+
+    start: int
+    length: int
+    kind: Literal["image", "audio"]
+    index: int  # which image slice of the whole prompt, or which clip
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Everything the model needs to answer: token ids, media, and where the media's features go."""
+
+    token_ids: npt.NDArray[np.int32]  # (T,)
+    images: tuple[ImageInput, ...] = ()
+    audios: tuple[AudioInput, ...] = ()
+    spans: tuple[FeatureSpan, ...] = ()
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Prompt tokens filled with image features."""
+        return sum(span.length for span in self.spans if span.kind == "image")
+
+    @property
+    def num_audio_tokens(self) -> int:
+        """Prompt tokens filled with audio features."""
+        return sum(span.length for span in self.spans if span.kind == "audio")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen. The defaults are plain sampling; `temperature=0` is greedy.
+
+    temperature: >= 0; 0 takes the most likely token.
+    top_k: 0 = off. top_p, min_p: in (0, 1] and [0, 1); 1 and 0 = off.
+    repetition_penalty: > 0; divides the logits of tokens already in the prompt or the answer; 1 = off.
+    seed: None draws one from the system.
+    stop: strings that end the answer and are not part of it.
+    ignore_eos: go on to max_tokens, for measurements; end-of-answer tokens are then tokens like others.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    max_tokens: int = 1024
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Token counts of one request."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    image_tokens: int
+    audio_tokens: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Milliseconds of each stage of one request."""
+
+    preprocess_ms: float
+    vision_ms: float
+    audio_ms: float
+    prefill_ms: float
+    ttft_ms: float
+    decode_ms: float
+
+    def decode_tokens_per_second(self, completion_tokens: int) -> float:
+        """Rate of the tokens after the first; 0 when there was only one."""
+        return 1000.0 * (completion_tokens - 1) / self.decode_ms if completion_tokens > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A finished answer."""
+
+    text: str
+    token_ids: list[int]  # with the token that ended the answer, if one did
+    prompt_token_ids: list[int]
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tianquan.engine.sampler import check_params, sample
+from tianquan.errors import ParameterError
+from tianquan.request import SamplingParams
+
+LOGITS = np.log(np.array([0.5, 0.25, 0.15, 0.1], np.float32))
+
+
+def counts(params: SamplingParams, past=(), logits=LOGITS, num_draws=4000) -> np.ndarray:
+    generator = np.random.default_rng(7)
+    draws = [sample(logits, params, past, generator) for _ in range(num_draws)]
+    return np.bincount(draws, minlength=len(logits)) / num_draws
+
+
+def test_plain_sampling_follows_the_distribution():
+    np.testing.assert_allclose(counts(SamplingParams()), [0.5, 0.25, 0.15, 0.1], atol=0.03)
+
+
+def test_temperature_sharpens():
+    expected = np.array([0.5, 0.25, 0.15, 0.1]) ** 2
+    np.testing.assert_allclose(counts(SamplingParams(temperature=0.5)), expected / expected.sum(), atol=0.03)
+
+
+def test_top_k_keeps_the_likeliest():
+    np.testing.assert_allclose(counts(SamplingParams(top_k=2)), [2 / 3, 1 / 3, 0, 0], atol=0.03)
+
+
+@pytest.mark.parametrize(("top_p", "kept"), [(0.5, 1), (0.51, 2), (0.75, 2), (0.76, 3), (1.0, 4), (0.01, 1)])
+def test_top_p_keeps_the_smallest_set(top_p, kept):
+    assert np.count_nonzero(counts(SamplingParams(top_p=top_p))) == kept
+
+
+@pytest.mark.parametrize(("min_p", "kept"), [(0.0, 4), (0.25, 3), (0.31, 2), (0.51, 1)])
+def test_min_p_drops_the_unlikely(min_p, kept):
+    assert np.count_nonzero(counts(SamplingParams(min_p=min_p))) == kept
+
+
+def test_greedy_takes_the_first_of_the_largest():
+    logits = np.array([0.0, 2.0, 2.0, 1.0], np.float32)
+    assert sample(logits, SamplingParams(temperature=0), (), np.random.default_rng()) == 1
+
+
+def test_repetition_penalty_lowers_seen_tokens_of_either_sign():
+    logits = np.array([2.0, 1.5, -1.0, -1.5], np.float32)
+    greedy = SamplingParams(temperature=0, repetition_penalty=2.0)
+    assert sample(logits, greedy, [0, 0], np.random.default_rng()) == 1
+    assert sample(logits, greedy, [0, 1], np.random.default_rng()) == 0  # 1.0 against 0.75: the order stays
+    assert sample(-np.abs(logits), greedy, [2], np.random.default_rng()) == 1  # -1 becomes -2
+    assert logits.tolist() == [2.0, 1.5, -1.0, -1.5]  # the caller's logits are not changed
+
+
+def test_a_seed_fixes_the_draws():
+    def draws(seed):
+        generator = np.random.Generator(np.random.PCG64(seed))
+        return [sample(LOGITS, SamplingParams(), (), generator) for _ in range(50)]
+
+    assert draws(1) == draws(1) != draws(2)
+
+
+@given(
+    st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=60),
+    st.floats(0.01, 5),
+    st.integers(0, 70),
+    st.floats(0.01, 1),
+    st.floats(0, 0.99),
+)
+def test_always_returns_a_token(logits, temperature, top_k, top_p, min_p):
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    token_id = sample(np.array(logits, np.float32), params, (), np.random.default_rng(0))
+    assert 0 <= token_id < len(logits)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", math.nan),
+        ("temperature", math.inf),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("min_p", 1.0),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", math.nan),
+        ("max_tokens", 0),
+        ("seed", -1),
+        ("stop", ("",)),
+    ],
+)
+def test_values_out_of_range_are_refused(name, value):
+    with pytest.raises(ParameterError, match=name.replace("_", ".") if name != "stop" else "stop string"):
+        check_params(replace(SamplingParams(), **{name: value}))

@@ -1,0 +1,98 @@
+"""The layers of docs/architecture.md, checked by parsing imports: they point down, never up."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "src" / "tianquan"
+
+LAYERS = {
+    "errors": 0,
+    "config": 1,
+    "request": 1,
+    "kernels": 1,
+    "backends": 2,
+    "quantization": 2,
+    "models": 3,
+    "processing": 3,
+    "engine": 4,
+    "checkpoint": 4,
+    "text_stream": 5,
+    "llm": 5,
+    "cli": 7,
+    "__main__": 7,
+}
+# What a layer may import from outside beside the standard library.
+OUTSIDE = {
+    "processing": {"numpy", "PIL", "av", "jinja2", "tokenizers"},
+    "models": {"numpy"},
+    "backends": {"numpy"},
+    "quantization": {"numpy"},
+    "kernels": {"numpy"},
+    "engine": {"numpy"},
+}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def top_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[0]
+
+
+def imported_modules(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.add(node.module or "")
+            if node.module == "tianquan":
+                names |= {f"tianquan.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_down(path):
+    name = top_name(path)
+    if name == "__init__":
+        return
+    for module in imported_modules(path):
+        if module.startswith("tianquan."):
+            assert LAYERS[module.split(".")[1]] <= LAYERS[name], f"{path} imports {module}"
+        elif name in OUTSIDE:
+            root = module.split(".")[0]
+            assert root in OUTSIDE[name] | set(sys.stdlib_module_names) | {"tianquan"}, f"{path} imports {module}"
+
+
+def test_every_module_has_a_layer():
+    assert {top_name(path) for path in MODULES} - {"__init__"} == set(LAYERS)
+
+
+def test_no_vague_file_names():
+    names = {path.stem for path in PACKAGE.rglob("*")}
+    assert not names & {"utils", "common", "helpers", "misc", "util"}
+
+
+def test_import_is_light():
+    """`import tianquan` and the command line's help load none of the heavy dependencies."""
+    code = (
+        "import sys, tianquan; print(sorted({'numpy', 'torch', 'av', 'PIL', 'tokenizers', 'rich'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_torch_is_never_needed():
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import pkgutil, importlib, tianquan\n"
+        "for m in pkgutil.walk_packages(tianquan.__path__, 'tianquan.'):\n"
+        "    if not m.name.endswith(('__main__', '_kernels')): importlib.import_module(m.name)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -19,3 +19,19 @@ def relative_rmse(got: np.ndarray, expected: np.ndarray) -> float:
     assert got.shape == expected.shape, (got.shape, expected.shape)
     difference = got.astype(np.float64) - expected.astype(np.float64)
     return float(np.sqrt(np.mean(difference**2) / np.mean(expected.astype(np.float64) ** 2)))
+
+
+# Logits and features of each storage format against float32 on the conformance checkpoint. Its weights are random,
+# so every rounding error passes through undamped; a trained model is gentler (docs/formats.md). Per format:
+# (features, logits). The checkpoint is stored in bfloat16, so bfloat16 loses only the float16 keys and values.
+STORAGE = {
+    "float32": (2e-5, 2e-5),
+    "bfloat16": (2e-5, 1e-3),
+    "float16": (2e-3, 2e-3),  # values of the checkpoint below 6e-5 lose bits
+    "int8": (7e-2, 9e-2),  # 7-bit weights, 8-bit activations. Measured: 5e-2, 6.5e-2
+    "int4": (7e-2, 4e-1),  # towers as int8; 4-bit language model. Measured: 5e-2, 3.3e-1
+    "int4-asym": (7e-2, 4e-1),
+    "int4-small": (5e-1, 5e-1),
+}
+# Native against reference with the same stored weights: native also rounds activations to 8 bits per group.
+SAME_WEIGHTS = {"float32": 2e-5, "bfloat16": 1e-3, "float16": 1e-3, "int8": 6e-2, "int4": 1e-1}

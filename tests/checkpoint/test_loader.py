@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 import tianquan
 from json_files import edit_json
+from shards import rewrite_shard
 from tianquan.checkpoint import find_folder, open_checkpoint
 from tianquan.checkpoint.config_files import JsonFile, parse_config
 from tianquan.checkpoint.safetensors_file import SafetensorsFile, write_safetensors
@@ -58,19 +59,6 @@ def test_the_official_layout_has_1231_tensors_and_4_billion_parameters():
     shapes = required_tensors(parse_config(JsonFile("config.json", OFFICIAL_CONFIG)))
     assert len(shapes) == 1231
     assert sum(np.prod(shape, dtype=np.int64) for shape in shapes.values()) == pytest.approx(4.009e9, rel=1e-3)
-
-
-def rewrite_shard(folder, change):
-    """Apply `change` to the tensors of the second shard and bring the index up to date."""
-    shard = folder / "model-00002-of-00002.safetensors"
-    file = SafetensorsFile(shard)
-    tensors = {name: (stored.dtype, file.read(name).copy()) for name, stored in file.tensors.items()}
-    change(tensors)
-    write_safetensors(shard, tensors)
-    index = folder / "model.safetensors.index.json"
-    weight_map = json.loads(index.read_text())["weight_map"]
-    kept = {name: where for name, where in weight_map.items() if where != shard.name}
-    edit_json(index, weight_map=kept | dict.fromkeys(tensors, shard.name))
 
 
 def test_a_missing_tensor(copied_folder):

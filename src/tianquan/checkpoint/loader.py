@@ -240,7 +240,7 @@ class CheckpointWeights(WeightReader):
                     raise CheckpointError(f"tensor {stored.weight!r} holds NaN or infinity; it cannot be quantized")
                 return self._ops.quantize(values, format)
             return dense.cast(format)
-        except OverflowError as error:
+        except (OverflowError, ValueError) as error:
             raise CheckpointError(f"tensor {stored.weight!r}: {error}; use --precision bfloat16 or float32") from error
         finally:
             self._report(name, stored)

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from tianquan.cli import chat, generate, info, quantize
+from tianquan.cli import bench, chat, generate, info, quantize
 from tianquan.errors import TianquanError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command("generate")(generate.generate)
 app.command("trace")(generate.trace)
 app.command("transcribe")(generate.transcribe)
 app.command("quantize")(quantize.quantize)
+app.command("bench")(bench.bench)
 app.command("info")(info.info)
 
 

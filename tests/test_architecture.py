@@ -32,7 +32,7 @@ LAYERS = {
 OUTSIDE = {
     "processing": {"numpy", "PIL", "av", "jinja2", "tokenizers"},
     "models": {"numpy"},
-    "backends": {"numpy"},
+    "backends": {"numpy", "torch"},
     "quantization": {"numpy"},
     "kernels": {"numpy"},
     "engine": {"numpy"},
@@ -71,6 +71,12 @@ def test_imports_point_down(path):
             assert root in OUTSIDE[name] | set(sys.stdlib_module_names) | {"tianquan"}, f"{path} imports {module}"
 
 
+def test_torch_has_one_border():
+    """The torch backend is torch; the benchmark's baseline runs the original on it, inside one function."""
+    users = {str(path.relative_to(PACKAGE)) for path in MODULES if "torch" in imported_modules(path)}
+    assert users == {"backends/torch.py", "benchmark/baselines.py"}
+
+
 def test_every_module_has_a_layer():
     assert {top_name(path) for path in MODULES} - {"__init__"} == set(LAYERS)
 
@@ -94,6 +100,6 @@ def test_torch_is_never_needed():
         "import sys; sys.modules['torch'] = None\n"
         "import pkgutil, importlib, tianquan\n"
         "for m in pkgutil.walk_packages(tianquan.__path__, 'tianquan.'):\n"
-        "    if not m.name.endswith(('__main__', '_kernels')): importlib.import_module(m.name)"
+        "    if not m.name.endswith(('__main__', '_kernels', 'backends.torch')): importlib.import_module(m.name)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,9 +6,9 @@ from typing import Literal, get_args
 
 from tianquan.backends.kv_cache import KVFormat
 from tianquan.backends.ops import Ops
-from tianquan.errors import ParameterError
+from tianquan.errors import BackendError, ParameterError
 
-Backend = Literal["native", "reference"]
+Backend = Literal["native", "reference", "torch"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 
@@ -16,8 +16,8 @@ def make_ops(backend: Backend, device: str = "cpu", threads: int | None = None, 
     """Return the operations of a backend.
 
     Args:
-        backend: `native` (C++ kernels, the default on a CPU) or `reference` (numpy, the definition).
-        device: where it computes; both compute on the `cpu`.
+        backend: `native` (C++ kernels, the default on a CPU), `reference` (numpy, the definition) or `torch`.
+        device: where it computes: `cpu`, for the torch backend also `cuda`.
         threads: threads of the native backend; None = one per core this process may use.
         kv_format: what the native backend keeps keys and values in; the reference keeps float32.
 
@@ -25,6 +25,12 @@ def make_ops(backend: Backend, device: str = "cpu", threads: int | None = None, 
         ParameterError: unknown backend or device, or a thread count below 1.
         BackendError: the backend cannot run here.
     """
+    if backend == "torch":
+        try:
+            from tianquan.backends.torch import TorchOps
+        except ImportError as error:
+            raise BackendError("the torch backend needs PyTorch, which is not installed: pip install torch") from error
+        return TorchOps(device)
     if device != "cpu":
         raise ParameterError(f"device {device!r} is not supported by backend {backend!r}; expected 'cpu'")
     if threads is not None and threads < 1:

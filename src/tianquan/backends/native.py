@@ -9,6 +9,7 @@ Legend as in `ops.py`: T rows, C channels, H heads, K kv heads, D head dim, B se
 from __future__ import annotations
 
 import ctypes
+import itertools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -282,7 +283,7 @@ class NativeOps:
         assert x.shape[1] == group.in_features, (x.shape, group.in_features)
         edges = np.cumsum([0, *group.out_features])
         merged = np.empty((len(x), edges[-1]), np.float32)
-        outputs = tuple(merged[:, a:b] for a, b in zip(edges[:-1], edges[1:], strict=True))
+        outputs = tuple(merged[:, a:b] for a, b in itertools.pairwise(edges))
         self.library.matmul(x, group.matrices, outputs)
         return outputs
 

@@ -69,6 +69,14 @@ class ProcessorSettings:
     max_audio_frames: int
 
 
+@dataclass(frozen=True)
+class LoadedMedia:
+    """The media of a conversation, in order; a long recording may have become several clips."""
+
+    images: tuple[ImageInput, ...]
+    recordings: tuple[tuple[AudioInput, ...], ...]
+
+
 class Processor:
     """Prompts for one checkpoint. Safe to use from several threads.
 
@@ -125,17 +133,8 @@ class Processor:
             PromptError: messages of the wrong form, or media the template does not place.
             MediaError: a picture or a clip that cannot be used.
         """
-        policy = policy or MediaPolicy()
         turns = parse_messages(messages)
-        text = self.render(turns)
-        images = [self._load_image(image, policy, media_root) for turn in turns for image in turn.images]
-        chunks = [self.load_clips(audio, policy, media_root) for turn in turns for audio in turn.audios]
-        audios = prepare_audio(
-            [clip for clips in chunks for clip in clips],
-            self.settings.num_mels,
-            self.settings.max_audio_frames,
-        )
-        return self._assemble(text, images, audios, [len(clips) for clips in chunks])
+        return self.assemble(turns, self.load_media(turns, policy or MediaPolicy(), media_root))
 
     # Template ---------------------------------------------------------------------------------------------
     def render_messages(self, messages: Any) -> tuple[str, str]:
@@ -190,6 +189,18 @@ class Processor:
         return text
 
     # Media ------------------------------------------------------------------------------------------------
+    def load_media(self, turns: Sequence[Message], policy: MediaPolicy, root: Path | None = None) -> LoadedMedia:
+        """Return all pictures and recordings of a conversation, ready for the encoders.
+
+        Raises:
+            MediaError: one cannot be used.
+        """
+        images = tuple(self._load_image(image, policy, root) for turn in turns for image in turn.images)
+        recordings = [self.load_clips(audio, policy, root) for turn in turns for audio in turn.audios]
+        waveforms = [waveform for clips in recordings for waveform in clips]
+        prepared = iter(prepare_audio(waveforms, self.settings.num_mels, self.settings.max_audio_frames))
+        return LoadedMedia(images, tuple(tuple(next(prepared) for _ in clips) for clips in recordings))
+
     def _load_image(self, image: ImageReference, policy: MediaPolicy, root: Path | None) -> ImageInput:
         source = image.source
         if isinstance(source, Image.Image):
@@ -224,39 +235,35 @@ class Processor:
         return fit_long_audio(waveform, policy.long_audio, max_samples)
 
     # Tokens -----------------------------------------------------------------------------------------------
-    def _assemble(
-        self,
-        rendered: tuple[str, str],
-        images: Sequence[ImageInput],
-        audios: Sequence[AudioInput],
-        clips_per_mark: Sequence[int],
-    ) -> Prompt:
-        text, breaker = rendered
+    def assemble(self, turns: Sequence[Message], media: LoadedMedia, add_generation_prompt: bool = True) -> Prompt:
+        """Return the prompt of a conversation, or of its beginning, with the media of the whole.
+
+        Raises:
+            PromptError: the template refuses the turns, or does not place each medium once.
+        """
+        text, breaker = self.render(turns, add_generation_prompt)
+        images = media.images[: sum(len(turn.images) for turn in turns)]
+        recordings = media.recordings[: sum(len(turn.audios) for turn in turns)]
         marks = _MEDIA_MARKS.findall(text)
-        for kind, mark, expected in (
-            ("image", IMAGE_MARK, len(images)),
-            ("audio", AUDIO_MARK, len(clips_per_mark)),
-        ):
+        for kind, mark, expected in (("image", IMAGE_MARK, len(images)), ("audio", AUDIO_MARK, len(recordings))):
             if marks.count(mark) != expected:
                 raise PromptError(
                     f"the checkpoint's chat template placed {marks.count(mark)} {kind} inputs, the messages have "
                     f"{expected}; its template may not allow {kind} in that role or turn"
                 )
         builder = _PromptBuilder(self.tokenizer, self._token_ids, self.settings)
-        next_image = next_audio = next_mark = start = 0
+        next_image, next_recording, start = iter(images), iter(recordings), 0
         for match in _MEDIA_MARKS.finditer(text):
             builder.token_ids += self.tokenizer.encode_structure(text[start : match.start()], hidden=breaker)
             start = match.end()
             if match.group() == IMAGE_MARK:
-                builder.add_image(images[next_image], next_image)
-                next_image += 1
-                continue
-            for _ in range(clips_per_mark[next_mark]):
-                builder.add_audio(audios[next_audio], next_audio)
-                next_audio += 1
-            next_mark += 1
+                builder.add_image(next(next_image))
+            else:
+                for clip in next(next_recording):
+                    builder.add_audio(clip)
         builder.token_ids += self.tokenizer.encode_structure(text[start:], hidden=breaker)
-        return Prompt(np.array(builder.token_ids, np.int32), tuple(images), tuple(audios), tuple(builder.spans))
+        clips = tuple(clip for recording in recordings for clip in recording)
+        return Prompt(np.array(builder.token_ids, np.int32), images, clips, tuple(builder.spans))
 
 
 class _PromptBuilder:
@@ -268,15 +275,16 @@ class _PromptBuilder:
         self._tokenizer = tokenizer
         self._ids = ids
         self._settings = settings
-        self._num_slices = 0
+        self._num_images = self._num_slices = self._num_clips = 0
 
-    def add_image(self, image: ImageInput, number: int) -> None:
+    def add_image(self, image: ImageInput) -> None:
         """Add the overview, then the slices row by row, rows separated by a line feed."""
         tokens = self._settings.tokens
         if self._settings.use_image_id:
             self.token_ids.append(self._ids[tokens.image_id_start])
-            self.token_ids += self._tokenizer.encode_text(str(number))
+            self.token_ids += self._tokenizer.encode_text(str(self._num_images))
             self.token_ids.append(self._ids[tokens.image_id_end])
+        self._num_images += 1
         self._add_slice(tokens.image_start, tokens.image_end)
         for row in range(image.grid.rows):
             if row > 0:
@@ -289,10 +297,11 @@ class _PromptBuilder:
         self._add_span(start, FeatureSpan(len(self.token_ids) + 1, length, "image", self._num_slices), end)
         self._num_slices += 1
 
-    def add_audio(self, clip: AudioInput, number: int) -> None:
+    def add_audio(self, clip: AudioInput) -> None:
         """Add one clip."""
         tokens = self._settings.tokens
-        span = FeatureSpan(len(self.token_ids) + 1, clip.span, "audio", number)
+        span = FeatureSpan(len(self.token_ids) + 1, clip.span, "audio", self._num_clips)
+        self._num_clips += 1
         self._add_span(tokens.audio_start, span, tokens.audio_end)
 
     def _add_span(self, start: str, span: FeatureSpan, end: str) -> None:

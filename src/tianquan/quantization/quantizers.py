@@ -49,15 +49,15 @@ def quantize(
     Raises:
         ValueError: a value is not finite, or too large for a float16 scale.
     """
-    num_rows, num_columns = weight.shape
     if importance is None:
-        importance = np.ones(num_columns, np.float32)
+        importance = np.ones(weight.shape[1], np.float32)
     if library is not None:
         tensor = _quantize_native(weight, format, importance, library)
     else:
         tensor = _quantize_definition(weight, format, importance)
-    zero_points = tensor.zero_points
-    if not np.isfinite(tensor.scales).all() or not (zero_points is None or np.isfinite(zero_points).all()):
+    with np.errstate(invalid="ignore", over="ignore"):
+        is_finite = np.isfinite(weight.sum()) and np.isfinite(tensor.scales).all()
+    if not is_finite:
         raise ValueError(f"weight {weight.shape} has values that are not finite or too large for {format}")
     return tensor
 
@@ -97,9 +97,9 @@ def _quantize_definition(weight: Float32, format: QuantFormat, importance: Float
     padded = np.zeros((num_panels * PANEL, num_groups * format.group_size), np.float32)
     padded[:num_rows, :num_columns] = weight
     x = padded.reshape(num_panels, PANEL, num_groups, format.group_size)
-    h = np.zeros(num_groups * format.group_size, np.float32)
-    h[:num_columns] = importance
-    h = h.reshape(num_groups, format.group_size)
+    padded_importance = np.zeros(num_groups * format.group_size, np.float32)
+    padded_importance[:num_columns] = importance
+    h = padded_importance.reshape(num_groups, format.group_size)
     # overflow and 0 / 0 are told from the result: a scale that is not finite
     with np.errstate(all="ignore"):
         if format.symmetric:

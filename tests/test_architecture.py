@@ -25,6 +25,7 @@ LAYERS = {
     "text_stream": 5,
     "llm": 5,
     "benchmark": 6,
+    "training": 5,
     "cli": 7,
     "__main__": 7,
 }

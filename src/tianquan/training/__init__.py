@@ -1,0 +1,1 @@
+"""Training and adaptation: records, examples with their loss masks, trainable module trees."""

@@ -1,0 +1,105 @@
+"""Training records: conversations in a JSON-lines file, each checked, each error naming its line.
+
+Two forms, one per line:
+- the vendor's: {"conversations": [{"role", "content": string or {"text", "image", "audio"}}, ...]}
+- OpenAI's:     {"messages": [{"role", "content"}, ...]}
+Further keys of a record (`task`, `language`, `id`, ...) are kept for statistics and evaluation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tianquan.errors import TianquanError
+from tianquan.processing.messages import Message, parse_messages
+
+_CONVERSATION_KEYS = ("conversations", "messages")
+
+
+class RecordError(TianquanError):
+    """A record of a training or evaluation file cannot be used; the message names file and line."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One conversation that ends with an answer of the assistant."""
+
+    turns: tuple[Message, ...]
+    source: str  # "FILE:LINE", for messages
+    extra: dict[str, Any] = field(default_factory=dict)  # keys beside the conversation
+
+    @property
+    def answer(self) -> str:
+        """The text of the last assistant turn."""
+        return self.turns[-1].text or ""
+
+
+def parse_record(line: str, source: str) -> Record:
+    """Return the record of one line.
+
+    Raises:
+        RecordError: not JSON, no conversation, wrong roles, or no answer to learn.
+    """
+    try:
+        value = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise RecordError(f"{source}: not valid JSON") from error
+    if not isinstance(value, dict):
+        raise RecordError(f"{source}: a record must be an object, got {type(value).__name__}")
+    present = [key for key in _CONVERSATION_KEYS if key in value]
+    if len(present) != 1:
+        raise RecordError(f"{source}: a record must have either conversations or messages, got {sorted(value)[:6]}")
+    try:
+        turns = tuple(parse_messages(value[present[0]]))
+    except TianquanError as error:
+        raise RecordError(f"{source}: {error}") from error
+    _check_roles(turns, source)
+    extra = {key: item for key, item in value.items() if key not in _CONVERSATION_KEYS}
+    return Record(turns, source, extra)
+
+
+def _check_roles(turns: tuple[Message, ...], source: str) -> None:
+    """Raise unless system comes first only, and users and the assistant take turns, the assistant last."""
+    talk = turns[1:] if turns[0].role == "system" else turns
+    expected = ["user", "assistant"] * (len(talk) // 2)
+    if not talk or [turn.role for turn in talk] != expected:
+        got = ", ".join(turn.role for turn in turns)
+        raise RecordError(f"{source}: turns must alternate user and assistant and end with assistant, got {got}")
+    for turn in talk[1::2]:
+        if not turn.text:
+            raise RecordError(f"{source}: an assistant turn has no text to learn")
+        if turn.images or turn.audios:
+            raise RecordError(f"{source}: an assistant turn cannot hold media")
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield (line, "FILE:LINE") of the lines of a records file that are not blank.
+
+    Raises:
+        RecordError: the file cannot be read as UTF-8 text.
+    """
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield line, f"{path.name}:{number}"
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path}: not UTF-8 text") from error
+
+
+def read_records(path: Path) -> list[Record]:
+    """Return all records of a file.
+
+    Raises:
+        RecordError: the file or one of its records cannot be used, or it has none.
+    """
+    records = [parse_record(line, source) for line, source in read_lines(path)]
+    if not records:
+        raise RecordError(f"{path}: has no records")
+    return records

@@ -1,0 +1,132 @@
+"""The model as a tree of PyTorch modules under the official checkpoint's names.
+
+The model definition holds handles; adapters, optimizers and checkpoints want named modules and parameters. The tree
+has both: each weight is registered under its official name as it is loaded, and after adapters have put modules of
+their own into the tree, `reattach` makes the handles see them.
+
+The three parts of the resampler's packed projection are modules of their own here (`in_proj_query`, ...); writing a
+checkpoint packs them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from tianquan.backends.torch import ModuleHandle
+from tianquan.checkpoint.names import stored_name
+from tianquan.checkpoint.weight_reader import WeightReader
+
+_PACKED_PARTS = {"third_0": "in_proj_query", "third_1": "in_proj_key", "third_2": "in_proj_value"}
+
+
+def module_path(name: str) -> str:
+    """Return where in the tree the matrix we call `name` is."""
+    stored = stored_name(name)
+    if stored.layout in _PACKED_PARTS:
+        return stored.weight.removesuffix("in_proj_weight") + _PACKED_PARTS[stored.layout]
+    return stored.weight.removesuffix(".weight")
+
+
+class ModuleTree(nn.Module):
+    """All weights of a model that is loaded through this weight source; see the module's docstring."""
+
+    def __init__(self, reader: WeightReader) -> None:
+        super().__init__()
+        self._reader = reader
+        self._handles: dict[str, ModuleHandle] = {}  # tree path -> handle
+        self._paths: dict[str, list[str]] = {}  # our name -> tree paths of its parameters or its module
+
+    # The weight source --------------------------------------------------------------------------------------
+    def parameter(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """See `WeightSource.parameter`."""
+        return self._register(name, stored_name(name).weight, self._reader.parameter(name, shape))
+
+    def norm(self, name: str, size: int) -> tuple[Tensor, Tensor]:
+        """See `WeightSource.norm`."""
+        stored = stored_name(name)
+        assert stored.bias is not None, name
+        weight, bias = self._reader.norm(name, size)
+        return self._register(name, stored.weight, weight), self._register(name, stored.bias, bias)
+
+    def linear(self, name: str, in_features: int, out_features: int, bias: bool = False) -> ModuleHandle:
+        """See `WeightSource.linear`."""
+        return self._attach(name, self._reader.linear(name, in_features, out_features, bias))
+
+    def linear_group(
+        self, names: Sequence[str], in_features: int, out_features: Sequence[int], bias: Sequence[bool]
+    ) -> tuple[ModuleHandle, ...]:
+        """See `WeightSource.linear_group`."""
+        handles = self._reader.linear_group(names, in_features, out_features, bias)
+        return tuple(self._attach(name, handle) for name, handle in zip(names, handles, strict=True))
+
+    def embedding(self, name: str, num_rows: int, size: int) -> ModuleHandle:
+        """See `WeightSource.embedding`."""
+        return self._attach(name, self._reader.embedding(name, num_rows, size))
+
+    # The tree -----------------------------------------------------------------------------------------------
+    def reattach(self) -> None:
+        """Point every handle at the module that is in the tree now."""
+        for path, handle in self._handles.items():
+            handle.module = self.get_submodule(path)
+
+    def set_trainable(self, prefixes: Sequence[str]) -> int:
+        """Let exactly the weights whose (our) names begin with a prefix require gradients.
+
+        Low-bit weights cannot be trained and stay as they are.
+
+        Returns:
+            The number of values that are trained.
+        """
+        for parameter in self.parameters():
+            parameter.requires_grad_(False)
+        num_trained = 0
+        for name, paths in self._paths.items():
+            if not any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes):
+                continue
+            for path in paths:
+                for parameter in self._parameters_at(path):
+                    parameter.requires_grad_(True)
+                    num_trained += parameter.numel()
+        return num_trained
+
+    def _parameters_at(self, path: str) -> list[nn.Parameter]:
+        if path in self._handles:
+            return list(self.get_submodule(path).parameters())
+        return [self.get_parameter(path)]
+
+    def _register(self, name: str, path: str, value: Tensor) -> nn.Parameter:
+        parent, _, leaf = path.rpartition(".")
+        parameter = nn.Parameter(value, requires_grad=False)
+        self._parent(parent).register_parameter(leaf, parameter)
+        self._paths.setdefault(name, []).append(path)
+        return parameter
+
+    def _attach(self, name: str, handle: ModuleHandle) -> ModuleHandle:
+        path = module_path(name)
+        if path in self._handles:  # a head tied to the embedding: one parameter, two modules
+            assert isinstance(handle.module, nn.Linear)
+            handle.module.weight = self._handles[path].module.weight
+            return handle
+        parent, _, leaf = path.rpartition(".")
+        self._parent(parent).add_module(leaf, handle.module)
+        self._handles[path] = handle
+        self._paths.setdefault(name, []).append(path)
+        return handle
+
+    def _parent(self, path: str) -> nn.Module:
+        module: nn.Module = self
+        for part in path.split(".") if path else []:
+            child = module._modules.get(part)
+            if child is None:
+                child = nn.Module()
+                module.add_module(part, child)
+            module = child
+        return module
+
+
+def count_parameters(module: nn.Module) -> tuple[int, int]:
+    """Return (values that are trained, values in all) of a tree."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
+    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)

@@ -1,0 +1,28 @@
+// Which instruction sets this build has and this processor can run.
+
+#include <cstring>
+
+#include "kernels.h"
+
+namespace tianquan {
+namespace scalar {
+extern const Kernels kKernels;
+}
+#if defined(TIANQUAN_HAS_AVX2)
+namespace avx2 {
+extern const Kernels kKernels;
+}
+#endif
+
+const Kernels* find_kernels(const char* isa) {
+  if (std::strcmp(isa, "scalar") == 0) return &scalar::kKernels;
+#if defined(TIANQUAN_HAS_AVX2)
+  if (std::strcmp(isa, "avx2") == 0 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+      __builtin_cpu_supports("f16c")) {
+    return &avx2::kKernels;
+  }
+#endif
+  return nullptr;
+}
+
+}  // namespace tianquan

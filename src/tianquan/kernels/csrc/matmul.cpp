@@ -1,0 +1,281 @@
+// Matrix products: which path a product takes, how it is cut into chunks, and what happens to the sums.
+//
+// Few rows: the weight streams from memory once and every row uses it on the way (limited by read bandwidth).
+// Many rows: a block of 3 panels (or 16 dense channels) and a part of the depth is unpacked into the
+// first-level cache and run over a block of rows (limited by arithmetic). Ceilings in lowbit_avx2.h, dense.h.
+//
+// Legend: O out channels, I in channels, T rows.
+
+#include "dense.h"
+#include "lowbit.h"
+#include "operations.h"
+#include "parallel.h"
+
+namespace tianquan::TIANQUAN_ISA {
+namespace {
+
+constexpr int64_t kFewRows = 12;             // measured: with more rows unpacking first is faster
+constexpr int64_t kRowBlock = 192;           // rows of a chunk: a multiple of 2 and of 6
+constexpr int64_t kLowBitDepth = 512;        // in channels unpacked at a time: 12 KiB of codes of 3 panels
+constexpr int64_t kDenseDepth = 256;         // in channels packed at a time: 16 KiB of 16 channels
+constexpr int64_t kStreamBytes = 32 * 1024;  // weight of a chunk with few rows
+
+struct Product {
+  Matrix matrix;
+  Output output;
+  int64_t channel_step;    // out channels of a chunk
+  int64_t num_columns;     // chunks along O
+  int64_t num_row_blocks;  // chunks along T
+};
+
+struct Activations {
+  const float* x;
+  int64_t stride;
+  int64_t rows;
+  QuantizedRows by_32;  // for int4 weights
+  QuantizedRows by_64;  // for int8 weights
+};
+
+// out = activation(sum + bias) + residual for `rows` x `channels` sums; the row index counts from `row`.
+TIANQUAN_INLINE void write_sums(const Matrix& m, const Output& out, const float* sums, int64_t sums_stride,
+                                int64_t row, int64_t rows, int64_t channel, int64_t channels) {
+  for (int64_t r = 0; r < rows; ++r) {
+    float* to = out.data + (row + r) * out.stride + channel;
+    const float* residual = out.residual ? out.residual + (row + r) * out.residual_stride + channel : nullptr;
+    for (int64_t c = 0; c < channels; c += 8) {
+      const int64_t left = channels - c;
+      F8 v = load(sums + r * sums_stride + c);
+      if (left >= 8) {
+        if (m.bias) v += load(m.bias + channel + c);
+        v = activate(v, out.activation);
+        if (residual) v += load(residual + c);
+        store(to + c, v);
+      } else {
+        if (m.bias) v += load_some(m.bias + channel + c, left);
+        v = activate(v, out.activation);
+        if (residual) v += load_some(residual + c, left);
+        store_some(to + c, v, left);
+      }
+    }
+  }
+}
+
+// Few rows: R rows at a time over the panels of a chunk.
+template <int R>
+TIANQUAN_INLINE void stream_rows(const Product& p, const Activations& a, int64_t row, int64_t first,
+                                 int64_t last) {
+  const Matrix& m = p.matrix;
+  if (is_dense(m.format)) {
+    for (int64_t channel = first; channel < last; channel += 4) {
+      const int64_t channels = min_of(4, last - channel);
+      float sums[R][8] = {};
+      multiply_dense_rows<R>(m, channel, channels, a.x + row * a.stride, a.stride, sums[0], 8);
+      write_sums(m, p.output, sums[0], 8, row, R, channel, channels);
+    }
+    return;
+  }
+  for (int64_t channel = first; channel < last; channel += kPanel) {
+    F8 sums[R];
+    for (int r = 0; r < R; ++r) sums[r] = splat(0);
+    const Panel panel = find_panel(m, channel / kPanel);
+    const int64_t padded = round_up(m.in, m.group_size);
+    if (m.format == Format::kInt4) {
+      multiply_panel_int4<R>(panel, padded / kInt4Activations, a.by_32, row, sums);
+    } else {
+      multiply_panel_int8<R>(panel, padded / kInt8Activations, a.by_64, row, sums);
+    }
+    write_sums(m, p.output, reinterpret_cast<const float*>(sums), kPanel, row, R, channel,
+               min_of(kPanel, last - channel));
+  }
+}
+
+void stream_chunk(const Product& p, const Activations& a, int64_t column) {
+  const int64_t first = column * p.channel_step;
+  const int64_t last = min_of(first + p.channel_step, p.matrix.out);
+  // at most four rows at a time: their sums stay in registers, and the weight in the cache for the others
+  int64_t row = 0;
+  for (; row + 4 <= a.rows; row += 4) stream_rows<4>(p, a, row, first, last);
+  switch (a.rows - row) {
+    case 3:
+      return stream_rows<3>(p, a, row, first, last);
+    case 2:
+      return stream_rows<2>(p, a, row, first, last);
+    case 1:
+      return stream_rows<1>(p, a, row, first, last);
+    default:
+      return;
+  }
+}
+
+// Many rows, low-bit: P panels beginning at `panel` over rows [row, row + rows).
+template <Format F, int P, bool kHasOffsets>
+void lowbit_chunk(const Product& p, const QuantizedRows& a, int64_t panel, int64_t row, int64_t rows,
+                  void* scratch) {
+  constexpr int kGroup = F == Format::kInt4 ? kInt4Activations : kInt8Activations;
+  constexpr int64_t kGroups = kLowBitDepth / kGroup;
+  const Matrix& m = p.matrix;
+  float* sums = static_cast<float*>(scratch);  // [kRowBlock][kTileWidth]
+  UnpackedPanels w;
+  w.scales = sums + kRowBlock * kTileWidth;
+  w.offsets = w.scales + kGroups * kTileWidth;
+  w.starts = reinterpret_cast<int32_t*>(w.offsets + kGroups * kTileWidth);
+  w.codes = reinterpret_cast<int8_t*>(w.starts + kGroups * kTileWidth);
+  std::memset(sums, 0, static_cast<size_t>(rows * kTileWidth) * sizeof(float));
+  const int64_t num_groups = ceil_div(m.in, m.group_size) * (m.group_size / kGroup);
+  for (int64_t g0 = 0; g0 < num_groups; g0 += kGroups) {
+    const int64_t groups = min_of(kGroups, num_groups - g0);
+    for (int q = 0; q < P; ++q) {
+      const Panel from = find_panel(m, panel + q);
+      for (int64_t g = 0; g < groups; ++g) {
+        if constexpr (F == Format::kInt4) {
+          unpack_int4<P>(from, g0 + g, g, q, w);
+        } else {
+          unpack_int8<P>(from, g0 + g, g, q, w);
+        }
+      }
+    }
+    int64_t r = 0;
+    for (; r + kTileRows <= rows; r += kTileRows) {
+      multiply_tile<F, kTileRows, P, kHasOffsets>(a, row + r, g0, groups, w, sums + r * kTileWidth);
+    }
+    if (r < rows) multiply_tile<F, 1, P, kHasOffsets>(a, row + r, g0, groups, w, sums + r * kTileWidth);
+  }
+  const int64_t channel = panel * kPanel;
+  write_sums(m, p.output, sums, kTileWidth, row, rows, channel, min_of(P * kPanel, m.out - channel));
+}
+
+constexpr size_t kLowBitScratch =
+    kTileWidth * (kRowBlock + 3 * kLowBitDepth / kInt4Activations) * sizeof(float) +
+    kLowBitDepth * kTileWidth;
+
+template <Format F, bool kHasOffsets>
+void lowbit_columns(const Product& p, const QuantizedRows& a, int64_t column, int64_t row, int64_t rows,
+                    void* scratch) {
+  const int64_t panel = column * kTilePanels;
+  switch (min_of(kTilePanels, ceil_div(p.matrix.out, kPanel) - panel)) {
+    case 3:
+      return lowbit_chunk<F, 3, kHasOffsets>(p, a, panel, row, rows, scratch);
+    case 2:
+      return lowbit_chunk<F, 2, kHasOffsets>(p, a, panel, row, rows, scratch);
+    default:
+      return lowbit_chunk<F, 1, kHasOffsets>(p, a, panel, row, rows, scratch);
+  }
+}
+
+void lowbit_block(const Product& p, const Activations& a, int64_t column, int64_t row, int64_t rows,
+                  void* scratch) {
+  if (p.matrix.format == Format::kInt8) {
+    return lowbit_columns<Format::kInt8, false>(p, a.by_64, column, row, rows, scratch);
+  }
+  if (p.matrix.zero_points)
+    return lowbit_columns<Format::kInt4, true>(p, a.by_32, column, row, rows, scratch);
+  lowbit_columns<Format::kInt4, false>(p, a.by_32, column, row, rows, scratch);
+}
+
+constexpr size_t kDenseScratch = (kRowBlock + kDenseDepth + 8) * kDenseWidth * sizeof(float);
+
+void dense_block(const Product& p, const Activations& a, int64_t column, int64_t row, int64_t rows,
+                 void* scratch) {
+  const Matrix& m = p.matrix;
+  float* sums = static_cast<float*>(scratch);  // [kRowBlock][16]
+  float* packed = sums + kRowBlock * kDenseWidth;
+  const int64_t channel = column * kDenseWidth;
+  for (int64_t k0 = 0; k0 < m.in; k0 += kDenseDepth) {
+    const int64_t depth = min_of(kDenseDepth, m.in - k0);
+    pack_dense(m, channel, k0, depth, packed);
+    for (int64_t r = 0; r < rows; r += kDenseRows) {
+      dense_rows<2>(min_of(kDenseRows, rows - r), a.x + (row + r) * a.stride + k0, a.stride, packed,
+                    kDenseWidth, depth, sums + r * kDenseWidth, kDenseWidth, k0 > 0);
+    }
+  }
+  write_sums(m, p.output, sums, kDenseWidth, row, rows, channel, min_of(kDenseWidth, m.out - channel));
+}
+
+QuantizedRows quantize_rows(Runtime& runtime, const Activations& a, int64_t channels, int64_t group,
+                            int bias) {
+  QuantizedRows rows;
+  rows.padded = round_up(channels, kInt8Activations);  // a whole group of either size
+  rows.groups = rows.padded / group;
+  const bool is_32 = group == kInt4Activations;
+  rows.bias = bias;
+  rows.largest_code = is_32 ? kInt4ActivationMax : kInt8ActivationMax;
+  const size_t entries = static_cast<size_t>(a.rows * rows.groups);
+  const size_t bytes = static_cast<size_t>(a.rows * rows.padded);
+  rows.codes = static_cast<uint8_t*>(runtime.shared(is_32 ? Shared::kCodes32 : Shared::kCodes64, bytes));
+  rows.scales = static_cast<float*>(
+      runtime.shared(is_32 ? Shared::kScales32 : Shared::kScales64, entries * sizeof(float)));
+  rows.sums = static_cast<int32_t*>(
+      runtime.shared(is_32 ? Shared::kSums32 : Shared::kSums64, entries * sizeof(int32_t)));
+  constexpr int64_t kRows = 8;  // of a chunk
+  auto body = [&](int64_t chunk, int) {
+    const int64_t last = min_of((chunk + 1) * kRows, a.rows);
+    for (int64_t row = chunk * kRows; row < last; ++row) {
+      quantize_row(a.x + row * a.stride, channels, rows, row, group);
+    }
+  };
+  parallel_for(runtime, ceil_div(a.rows, kRows), body);
+  return rows;
+}
+
+// Cut one product into chunks.
+Product plan(const Matrix& matrix, const Output& output, int64_t rows) {
+  Product p{matrix, output, 0, 0, 1};
+  const bool dense = is_dense(matrix.format);
+  if (rows <= kFewRows) {
+    const int64_t bytes =
+        dense ? matrix.in * dense_bytes(matrix.format) : matrix.in / (matrix.format == Format::kInt4 ? 2 : 1);
+    p.channel_step = round_up(max_of(1, kStreamBytes / max_of(1, bytes)), kPanel);
+  } else {
+    p.channel_step = dense ? kDenseWidth : kTileWidth;
+    p.num_row_blocks = ceil_div(rows, kRowBlock);
+  }
+  p.num_columns = ceil_div(matrix.out, p.channel_step);
+  return p;
+}
+
+}  // namespace
+
+void matmul(Runtime& runtime, const Matrix* matrices, const Output* outputs, int64_t count, const float* x,
+            int64_t x_stride, int64_t rows) {
+  Activations a{x, x_stride, rows, {}, {}};
+  const bool few = rows <= kFewRows;
+  Product products[kMaxGroup];
+  int64_t num_chunks = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const Matrix& m = matrices[i];
+    if (m.format == Format::kInt4 && !a.by_32.codes) {
+      a.by_32 = quantize_rows(runtime, a, m.in, kInt4Activations, few ? 0 : kInt4ActivationBias);
+    }
+    if (m.format == Format::kInt8 && !a.by_64.codes) {
+      a.by_64 = quantize_rows(runtime, a, m.in, kInt8Activations, kInt8ActivationBias);
+    }
+    products[i] = plan(m, outputs[i], rows);
+    num_chunks += products[i].num_columns * products[i].num_row_blocks;
+  }
+  const auto find_product = [&](int64_t* chunk) {
+    const Product* p = products;
+    for (; *chunk >= p->num_columns * p->num_row_blocks; ++p) *chunk -= p->num_columns * p->num_row_blocks;
+    return p;
+  };
+  if (few) {
+    auto stream = [&](int64_t chunk, int) {
+      const Product* p = find_product(&chunk);
+      stream_chunk(*p, a, chunk);
+    };
+    return parallel_stream(runtime, num_chunks, stream);
+  }
+  auto body = [&](int64_t chunk, int thread) {
+    const Product* p = find_product(&chunk);
+    const int64_t row = chunk / p->num_columns * kRowBlock;
+    const int64_t block_rows = min_of(kRowBlock, rows - row);
+    void* scratch = runtime.scratch(thread, max_of(kLowBitScratch, kDenseScratch));
+    if (is_dense(p->matrix.format)) {
+      dense_block(*p, a, chunk % p->num_columns, row, block_rows, scratch);
+    } else {
+      lowbit_block(*p, a, chunk % p->num_columns, row, block_rows, scratch);
+    }
+  };
+  parallel_for(runtime, num_chunks, body);
+}
+
+}  // namespace tianquan::TIANQUAN_ISA

@@ -1,0 +1,53 @@
+// A pool of N - 1 workers and the calling thread, which share chunks of work through one counter.
+//
+// Workers spin for a short while after a job, because the phases of a decode step follow each other within
+// microseconds, and then sleep on a condition variable, so that an idle process uses no processor time.
+
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace tianquan {
+
+class ThreadPool {
+ public:
+  using Body = void (*)(void* argument, int64_t chunk, int thread);
+
+  explicit ThreadPool(int num_threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int num_threads() const { return num_threads_; }
+
+  // Run body(argument, chunk, thread) for every chunk in [0, num_chunks) and return when all are done.
+  // Called by one thread at a time (the context's mutex sees to it).
+  void run(int64_t num_chunks, Body body, void* argument);
+
+ private:
+  void work(int thread);
+  void drain(int thread);
+
+  const int num_threads_;
+  std::vector<std::thread> workers_;
+
+  // One job at a time. A worker reads the fields below only after it has seen `generation_` move, and the
+  // caller writes them only while no worker is active, which `active_` counts.
+  Body body_ = nullptr;
+  void* argument_ = nullptr;
+  int64_t num_chunks_ = 0;
+  alignas(64) std::atomic<int64_t> next_chunk_{0};
+  alignas(64) std::atomic<uint64_t> generation_{0};
+  alignas(64) std::atomic<int> active_{0};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  int num_sleeping_ = 0;  // guarded by mutex_
+  std::atomic<bool> stop_{false};
+};
+
+}  // namespace tianquan

@@ -1,0 +1,246 @@
+"""Loads the kernel library and calls it: numpy arrays in, numpy arrays out.
+
+This module checks what C cannot (types, strides, sizes) and knows nothing about models. The arguments of the
+structs are explained in `csrc/kernels.h`.
+
+Legend: T rows, O out channels, I in channels, H heads, K kv heads, D head dim.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from ctypes import byref, c_char_p, c_double, c_float, c_int32, c_int64, c_uint64, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+import tianquan.kernels
+from tianquan.errors import BackendError
+from tianquan.kernels import structs
+from tianquan.kernels.structs import pointer
+
+Isa = Literal["avx2", "scalar"]
+ISAS: tuple[Isa, ...] = get_args(Isa)  # the fastest first
+
+_LIBRARY_NAME = "_kernels.so"
+_ABI_VERSION = 1
+_REINSTALL = "reinstall with a C++17 compiler available: pip install --force-reinstall --no-deps tianquan"
+
+Float32 = npt.NDArray[np.float32]
+
+_P, _I32, _I64 = c_void_p, c_int32, c_int64
+_SIGNATURES: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
+    "tq_abi_version": (c_int32, ()),
+    "tq_struct_sizes": (None, (_P,)),
+    "tq_open": (c_void_p, (c_char_p, _I32)),
+    "tq_close": (None, (_P,)),
+    "tq_matmul": (None, (_P, _P, _P, _I64, _P, _I64, _I64)),
+    "tq_embedding": (None, (_P, _P, _P, _I64, _P)),
+    "tq_rms_norm": (None, (_P, _P, _I64, _P, c_float, _P, _I64, _I64)),
+    "tq_layer_norm": (None, (_P, _P, _I64, _P, _P, c_float, _P, _I64, _I64)),
+    "tq_rope": (None, (_P, _P, _I64, _P, _P, _P, _I64, _I64, _I64, _I64)),
+    "tq_swiglu": (None, (_P, _P, _I64, _P, _I64, _P, _I64, _I64)),
+    "tq_attention": (None, (_P, _P)),
+    "tq_cached_attention": (None, (_P, _P)),
+    "tq_decode": (None, (_P, _P)),
+    "tq_quantize": (None, (_P, _P)),
+    "tq_fma_gflop_s": (c_double, (_P,)),
+    "tq_read_gb_s": (c_double, (_P, _P, c_uint64)),
+}
+
+
+def library_path() -> Path:
+    """Return where the compiled library lies: beside this module, or where an editable install put it.
+
+    Raises:
+        BackendError: it was not built.
+    """
+    for folder in tianquan.kernels.__path__:
+        path = Path(folder) / _LIBRARY_NAME
+        if path.is_file():
+            return path
+    raise BackendError(f"the native kernels ({_LIBRARY_NAME}) were not built; {_REINSTALL}")
+
+
+@cache
+def _load() -> ctypes.CDLL:
+    path = library_path()
+    try:
+        library = ctypes.CDLL(str(path))
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:
+        raise BackendError(f"cannot load the native kernels {path} ({error}); {_REINSTALL}") from None
+    sizes = (c_int64 * len(structs.STRUCTS))()
+    library.tq_struct_sizes(sizes)
+    if library.tq_abi_version() != _ABI_VERSION or list(sizes) != [ctypes.sizeof(s) for s in structs.STRUCTS]:
+        raise BackendError(f"the native kernels {path} belong to another version of tianquan; {_REINSTALL}")
+    return library
+
+
+def default_threads() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_isa() -> Isa | None:
+    """Return the instruction set forced by TIANQUAN_ISA (for tests), or None for the best there is.
+
+    Raises:
+        BackendError: the variable names none that exists.
+    """
+    forced = os.environ.get("TIANQUAN_ISA")
+    if not forced:
+        return None
+    for isa in ISAS:
+        if isa == forced:
+            return isa
+    raise BackendError(f"TIANQUAN_ISA is {forced!r}, expected one of {', '.join(ISAS)}")
+
+
+def row_stride(x: npt.NDArray[Any]) -> int:
+    """Return the elements from row to row of an array whose rows are dense; checks type and layout."""
+    assert x.dtype == np.float32, x.dtype
+    row_shape = x.shape[1:]
+    expected = x.itemsize
+    for size, stride in zip(reversed(row_shape), reversed(x.strides[1:]), strict=True):
+        assert size == 1 or stride == expected, f"rows must be dense, got shape {x.shape} strides {x.strides}"
+        expected *= size
+    if len(x) <= 1:
+        return expected // x.itemsize
+    assert x.strides[0] % x.itemsize == 0, x.strides
+    return x.strides[0] // x.itemsize
+
+
+class KernelLibrary:
+    """The kernels of one instruction set with their own pool of threads."""
+
+    def __init__(self, threads: int | None = None, isa: Isa | None = None) -> None:
+        """Open the library.
+
+        Args:
+            threads: size of the pool, the calling thread included; None for every processor at hand.
+            isa: instruction set; None for the one forced by TIANQUAN_ISA, else the best this machine has.
+
+        Raises:
+            BackendError: the library is missing, or the machine lacks the instruction set.
+        """
+        self._library = _load()
+        self.threads = default_threads() if threads is None else threads
+        if not 1 <= self.threads <= 1024:
+            raise BackendError(f"got {self.threads} threads, expected 1 to 1024")
+        wanted = isa or default_isa()
+        for candidate in (wanted,) if wanted else ISAS:
+            handle = self._library.tq_open(candidate.encode(), self.threads)
+            if handle:
+                self.isa: Isa = candidate
+                break
+        else:
+            raise BackendError(f"this machine or build has no {wanted} kernels; choose another TIANQUAN_ISA")
+        self._handle = c_void_p(handle)
+        weakref.finalize(self, self._library.tq_close, self._handle)
+
+    def matmul(
+        self,
+        x: Float32,
+        matrices: ctypes.Array[structs.Matrix],
+        outputs: Sequence[Float32],
+        activation: str | None = None,
+        residual: Float32 | None = None,
+        stride: int | None = None,
+    ) -> None:
+        """Write activation(x @ w.T + bias) + residual of each matrix into its output (T, O).
+
+        Args:
+            x: (T, I) rows; only the first row is looked at when `stride` is given.
+            matrices: up to MAX_GROUP weights.
+            outputs: one array per matrix; all have the same T.
+            activation: a name of ACTIVATION_CODES.
+            residual: (T, O), added to a single output.
+            stride: elements from row to row where rows overlap, as the windows of a convolution do.
+        """
+        rows = len(outputs[0])
+        if rows == 0:
+            return
+        items = (structs.Output * len(outputs))()
+        for item, output in zip(items, outputs, strict=True):
+            item.data, item.stride = pointer(output), row_stride(output)
+            item.activation = structs.ACTIVATION_CODES[activation]
+            if residual is not None:
+                assert residual.shape == output.shape, (residual.shape, output.shape)
+                item.residual, item.residual_stride = pointer(residual), row_stride(residual)
+        x_stride = row_stride(x) if stride is None else stride
+        self._library.tq_matmul(self._handle, matrices, items, len(outputs), pointer(x), x_stride, rows)
+
+    def embedding(self, table: structs.Matrix, rows: npt.NDArray[np.int64], out: Float32) -> None:
+        """Write rows of a table (R, C) into out (T, C)."""
+        self._library.tq_embedding(self._handle, byref(table), pointer(rows), len(rows), pointer(out))
+
+    def rms_norm(self, x: Float32, weight: Float32, eps: float) -> Float32:
+        """Return the root-mean-square norm of the rows of x (T, C)."""
+        out = np.empty(x.shape, np.float32)
+        self._library.tq_rms_norm(self._handle, pointer(x), row_stride(x), pointer(weight), eps, pointer(out), *x.shape)
+        return out
+
+    def layer_norm(self, x: Float32, weight: Float32, bias: Float32, eps: float) -> Float32:
+        """Return the layer norm of the rows of x (T, C)."""
+        out = np.empty(x.shape, np.float32)
+        self._library.tq_layer_norm(
+            self._handle, pointer(x), row_stride(x), pointer(weight), pointer(bias), eps, pointer(out), *x.shape
+        )
+        return out
+
+    def rope(self, x: Float32, positions: npt.NDArray[np.int32], inverse_frequencies: Float32) -> Float32:
+        """Return x (T, H, D) rotated by positions (T,)."""
+        out = np.empty(x.shape, np.float32)
+        self._library.tq_rope(
+            self._handle,
+            pointer(x),
+            row_stride(x),
+            pointer(positions),
+            pointer(inverse_frequencies),
+            pointer(out),
+            x.shape[1] * x.shape[2],
+            *x.shape,
+        )
+        return out
+
+    def swiglu(self, gate: Float32, up: Float32) -> Float32:
+        """Return silu(gate) * up, both (T, I)."""
+        out = np.empty(gate.shape, np.float32)
+        self._library.tq_swiglu(
+            self._handle, pointer(gate), row_stride(gate), pointer(up), row_stride(up), pointer(out), *gate.shape
+        )
+        return out
+
+    def attention(self, arguments: structs.AttentionArguments) -> None:
+        """Attend within packed segments."""
+        self._library.tq_attention(self._handle, byref(arguments))
+
+    def cached_attention(self, arguments: structs.CachedAttentionArguments) -> None:
+        """Append to the cache of a layer and attend over it."""
+        self._library.tq_cached_attention(self._handle, byref(arguments))
+
+    def decode(self, arguments: structs.DecoderArguments) -> None:
+        """Run one decode step of the language model."""
+        self._library.tq_decode(self._handle, byref(arguments))
+
+    def quantize(self, arguments: structs.QuantizeArguments) -> None:
+        """Search scales and write codes for one weight."""
+        self._library.tq_quantize(self._handle, byref(arguments))
+
+    def measure_fma_gflop_s(self) -> float:
+        """Return the float32 multiply-add peak of the pool in GFLOP/s; takes a fraction of a second."""
+        return float(self._library.tq_fma_gflop_s(self._handle))
+
+    def measure_read_gb_s(self, num_bytes: int = 512 * 2**20) -> float:
+        """Return the read bandwidth of the pool in GB/s over a buffer larger than any cache."""
+        data = np.ones(num_bytes, np.uint8)
+        return float(self._library.tq_read_gb_s(self._handle, pointer(data), data.nbytes))

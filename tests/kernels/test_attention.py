@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kernels.kernel_tolerances import FLOAT32, KV_FLOAT16, KV_INT8, relative_error
+from tianquan.backends.kv_cache import SequenceBatch
+from tianquan.backends.native import KVFormat, NativeOps
+from tianquan.backends.reference import ReferenceOps
+
+RNG = np.random.default_rng(0)
+HEADS = [(4, 4), (4, 2), (6, 1), (5, 5)]
+TOLERANCES: dict[KVFormat, float] = {"float32": FLOAT32, "float16": KV_FLOAT16, "int8": KV_INT8}
+
+
+def normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape, dtype=np.float32)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("head_dim", [5, 16, 64, 72, 128])
+@pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
+def test_packed_segments(
+    native: NativeOps, reference: ReferenceOps, heads: int, kv_heads: int, head_dim: int, causal: bool
+) -> None:
+    queries = np.array([0, 1, 9, 9, 26, 150], np.int32)  # one of them empty
+    keys = np.array([0, 3, 12, 13, 83, 220], np.int32)
+    merged = normal(150, (heads + 1) * head_dim)  # queries as a view of a wider projection
+    q = merged[:, : heads * head_dim].reshape(150, heads, head_dim)
+    k, v = normal(220, kv_heads, head_dim), normal(220, kv_heads, head_dim)
+    arguments = (q, k, v, queries, keys, causal)
+    assert relative_error(native.attention(*arguments), reference.attention(*arguments)) < FLOAT32
+
+
+def test_large_scores_do_not_overflow(native: NativeOps, reference: ReferenceOps) -> None:
+    q, k, v = (normal(70, 2, 16) * scale for scale in (100, 100, 1))
+    offsets = np.array([0, 70], np.int32)
+    arguments = (q, k, v, offsets, offsets, True)
+    assert relative_error(native.attention(*arguments), reference.attention(*arguments)) < 1e-4
+
+
+@pytest.mark.parametrize("kv_format", TOLERANCES)
+@pytest.mark.parametrize("head_dim", [5, 64, 72])
+@pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
+def test_cached_attention(
+    native: NativeOps, reference: ReferenceOps, heads: int, kv_heads: int, head_dim: int, kv_format: KVFormat
+) -> None:
+    ops = NativeOps(native.threads, native.isa, kv_format)
+    cache, expected_cache = (o.make_kv_cache(2, 40, kv_heads, 8, head_dim) for o in (ops, reference))
+    tables = np.random.default_rng(1).permutation(40).reshape(2, 20).astype(np.int32)
+    cached = np.zeros(2, np.int32)
+    for lengths in ((70, 33), (1, 1), (5, 1), (1, 1), (1, 7)):
+        offsets = np.array([0, lengths[0], sum(lengths)], np.int32)
+        batch = SequenceBatch(offsets, cached.copy(), tables)
+        q, k, v = (normal(sum(lengths), h, head_dim) for h in (heads, kv_heads, kv_heads))
+        got = ops.cached_attention(q, k, v, cache, 1, batch)
+        expected = reference.cached_attention(q, k, v, expected_cache, 1, batch)
+        assert relative_error(got, expected) < TOLERANCES[kv_format], lengths
+        cached += np.array(lengths, np.int32)
+    assert not cache.keys[0].any()  # the other layer was left alone
+
+
+def test_a_wrong_block_number_is_refused(native: NativeOps) -> None:
+    cache = native.make_kv_cache(1, 4, 2, 8, 16)
+    batch = SequenceBatch(np.array([0, 1], np.int32), np.array([0], np.int32), np.array([[4]], np.int32))
+    q = normal(1, 2, 16)
+    with pytest.raises(AssertionError, match="outside the cache"):
+        native.cached_attention(q, q, q, cache, 0, batch)

@@ -25,3 +25,7 @@ class ParameterError(TianquanError):
 
 class BackendError(TianquanError):
     """A backend cannot run here: not built, not installed, or asked for something it lacks."""
+
+
+class ModelError(TianquanError):
+    """The model computed something that cannot be used."""

@@ -21,6 +21,7 @@ from tianquan.backends import Backend, make_ops
 from tianquan.checkpoint import Checkpoint, find_folder, open_checkpoint
 from tianquan.checkpoint.weight_reader import OnProgress
 from tianquan.engine.generation import StageClock, generate_token_ids, sequence_batch
+from tianquan.engine.sampler import check_params
 from tianquan.errors import PromptError
 from tianquan.models.omni_model import OmniModel
 from tianquan.processing.messages import MediaSource
@@ -97,12 +98,14 @@ class LLM:
         media_root: Path | None = None,
     ) -> Iterator[TextPiece]:
         """Answer a conversation piece by piece; arguments as for `chat`."""
+        check_params(sampling)
         clock = StageClock()
         prompt = self.checkpoint.processor(messages, media, media_root)
         return self._stream(prompt, sampling, clock)
 
     def generate(self, text: str, *, sampling: SamplingParams = CHAT_SAMPLING) -> Completion:
         """Continue plain text, without the chat template."""
+        check_params(sampling)
         clock = StageClock()
         token_ids = self.tokenizer.encode_text(text)
         if not token_ids:

@@ -13,12 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-BACKEND = ["--backend", "reference", "--precision", "float32"]
-
-
-def run(*arguments, stdin="", cwd=None):
-    command = [sys.executable, "-m", "tianquan", *map(str, arguments)]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, cwd=cwd, timeout=60)
+from command_line import BACKEND, assert_refused, run
 
 
 @pytest.fixture
@@ -138,15 +133,6 @@ def test_ctrl_c_stops_the_answer_not_the_program(checkpoint_folder, tmp_path):
     assert process.returncode == 0
     assert b"stopped" in errors
     assert [turn["role"] for turn in json.loads(talk.read_text(encoding="utf-8"))] == ["user", "assistant"]
-
-
-def assert_refused(result, *words):
-    assert result.returncode == 2, result
-    assert "Traceback" not in result.stderr
-    assert result.stdout == ""
-    for word in words:
-        assert word in result.stderr
-    return result.stderr
 
 
 @pytest.mark.parametrize(

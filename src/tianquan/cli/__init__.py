@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
+import signal
 import sys
 
 import typer
 
 from tianquan.cli import bench, chat, generate, info, quantize
+from tianquan.cli.output import one_line
 from tianquan.errors import TianquanError
 
 app = typer.Typer(
@@ -28,14 +32,36 @@ app.command("info")(info.info)
 
 def main() -> None:
     """Run the command line."""
+    _open_standard_streams()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
     for name in ("httpx", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, _leave)
     try:
         app()
     except TianquanError as error:
-        print(f"tianquan: {error}", file=sys.stderr)
+        print(f"tianquan: {one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # the reader of stdout went away, as `| head` does
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        print(f"tianquan: {one_line(str(error.strerror))}: the output cannot be written", file=sys.stderr)
+        sys.exit(2)
+
+
+def _open_standard_streams() -> None:
+    """Stand in for streams the caller closed, and never fail on a character the terminal's encoding lacks."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _leave(signum: int, frame: object) -> None:
+    """Turn a termination signal into an exit, so that what is unfinished is cleaned up."""
+    sys.exit(128 + signum)

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from tianquan.cli import options
-from tianquan.cli.generate import write_atomically
+from tianquan.cli.output import check_writable, write_atomically
 
 
 def bench(
@@ -37,8 +37,8 @@ def bench(
     if baseline not in (None, "transformers"):
         raise ParameterError(f"unknown baseline {baseline!r}; expected transformers")
     chosen = find_recipe(recipe)
-    if output is not None and not output.parent.is_dir():
-        raise ParameterError(f"{output.parent}: no such folder for the output")
+    if output is not None:
+        check_writable(output.with_suffix(".json"))
     console = Console(stderr=True, highlight=False)
     with console.status("") as status:
         result = run_benchmark(chosen, QUICK if quick else Plan(), threads, status.update)

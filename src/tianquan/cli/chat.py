@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tianquan.cli import options
-from tianquan.cli.generate import write_atomically
+from tianquan.cli.generate import show
+from tianquan.cli.output import one_line, write_atomically
 from tianquan.errors import ParameterError, TianquanError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from tianquan.llm import LLM
     from tianquan.request import Completion, MediaPolicy, SamplingParams
 
 _HELP = """\
 /image FILE   add a picture to the next message
 /audio FILE   add a recording to the next message
+/drop         take them off again
 /clear        start a new conversation
 /save FILE    write the conversation as JSON
 /quit         leave (Ctrl-D too); Ctrl-C stops an answer"""
@@ -31,8 +31,8 @@ _HELP = """\
 def chat(
     model: Annotated[str | None, typer.Argument(help="A model folder, or a hub id: owner/name[@revision].")] = None,
     prompt: Annotated[str | None, typer.Argument(help="Ask this once; without it a conversation starts.")] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="A picture; may be repeated.")] = None,
-    audio: Annotated[list[Path] | None, typer.Option(help="A recording; may be repeated.")] = None,
+    image: Annotated[list[str] | None, typer.Option(help="A picture; may be repeated.")] = None,
+    audio: Annotated[list[str] | None, typer.Option(help="A recording; may be repeated.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt; the checkpoint's own by default.")] = None,
     precision: options.Precision = None,
     backend: options.BackendOption = "native",
@@ -52,8 +52,6 @@ def chat(
     long_audio: options.LongAudioOption = "error",
 ) -> None:
     """Ask once, or talk: text, pictures and sound."""
-    from rich.console import Console
-
     from tianquan.llm import CHAT_SAMPLING
 
     if model is None:
@@ -70,31 +68,46 @@ def chat(
         stop=stop,
     )
     policy = options.media_policy(max_slices, max_image_tokens, long_audio)
+    progress = options.LoadProgress()
     llm = options.load_model(
-        model, precision=precision, backend=backend, device=device, threads=threads, revision=revision
+        model,
+        precision=precision,
+        backend=backend,
+        device=device,
+        threads=threads,
+        revision=revision,
+        progress=progress,
     )
-    conversation = Conversation(llm, sampling, policy, system, Console(stderr=True))
+    conversation = Conversation(llm, sampling, policy, system, progress)
     conversation.images, conversation.audios = list(image or []), list(audio or [])
-    if prompt is not None:
-        conversation.ask(prompt)
-    else:
+    if prompt is None:
         conversation.run()
+    elif not conversation.ask(prompt):
+        raise typer.Exit(130)
 
 
 class Conversation:
     """A conversation in the terminal: the turns so far, and media waiting for the next one."""
 
     def __init__(
-        self, llm: LLM, sampling: SamplingParams, policy: MediaPolicy, system: str | None, console: Console
+        self,
+        llm: LLM,
+        sampling: SamplingParams,
+        policy: MediaPolicy,
+        system: str | None,
+        progress: options.LoadProgress,
     ) -> None:
-        self.images: list[Path] = []
-        self.audios: list[Path] = []
+        from rich.console import Console
+
+        self.images: list[str] = []
+        self.audios: list[str] = []
+        self._progress = progress
         self._llm = llm
         self._sampling = sampling
         self._policy = policy
         self._system = [] if system is None else [{"role": "system", "content": system}]
         self._turns: list[dict[str, Any]] = []
-        self._console = console
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def run(self) -> None:
         """Read lines until the user leaves."""
@@ -117,58 +130,81 @@ class Conversation:
                 elif line or self.images or self.audios:
                     self.ask(line)
             except TianquanError as error:
-                self._console.print(f"[red]{error}[/red]", highlight=False)
+                self._console.print(one_line(str(error)), style="red", markup=False)
 
-    def ask(self, text: str) -> None:
-        """Send one turn with the waiting media and stream the answer. Ctrl-C keeps what was said so far."""
+    def ask(self, text: str) -> bool:
+        """Send one turn with the waiting media and stream the answer. Ctrl-C keeps what was said so far.
+
+        Returns:
+            Whether the answer came to its end.
+
+        Raises:
+            TianquanError: the turn cannot be answered; it is not part of the conversation then.
+        """
         content: dict[str, Any] = {"text": text} if text else {}
         if self.images:
-            content["image"] = [str(path) for path in self.images]
+            content["image"] = self.images
         if self.audios:
-            content["audio"] = [str(path) for path in self.audios]
+            content["audio"] = self.audios
+        self.images, self.audios = [], []  # sent once: a file that cannot be used must not stay in the way
         turns = [*self._turns, {"role": "user", "content": content}]
         answer, completion = "", None
         try:
-            pieces = self._llm.stream_chat(
-                [*self._system, *turns], sampling=replace(self._sampling), media=self._policy
-            )
-            for piece in pieces:
+            for piece in self._llm.stream_chat([*self._system, *turns], sampling=self._sampling, media=self._policy):
                 answer += piece.text
-                print(piece.text, end="", flush=True)
+                show(piece.text)
                 completion = piece.completion
         except KeyboardInterrupt:
             self._console.print("\n[dim](stopped)[/dim]", end="")
-        print()
+        finally:
+            self._progress.stop()
+        print(flush=True)
         self._turns = [*turns, {"role": "assistant", "content": answer}]
-        self.images, self.audios = [], []
         if completion is not None and sys.stderr.isatty():
-            self._console.print(_summary(completion), style="dim", highlight=False)
+            self._console.print(_summary(completion), style="dim")
+        return completion is not None
 
     def _read_line(self) -> str:
-        waiting = "".join(f"[{path.name}] " for path in (*self.images, *self.audios))
+        waiting = "".join(f"[{Path(name).name}] " for name in (*self.images, *self.audios))
         return input(f"{waiting}> ").strip()
 
     def _command(self, line: str) -> None:
         command, _, argument = line.partition(" ")
-        argument = argument.strip().strip("\"'")
         if command == "/help":
-            self._console.print(_HELP, highlight=False, markup=False)
+            self._console.print(_HELP, markup=False)
         elif command == "/clear":
             self._turns, self.images, self.audios = [], [], []
-        elif command in ("/image", "/audio", "/save") and not argument:
-            raise ParameterError(f"{command} needs a file name")
+        elif command == "/drop":
+            self.images, self.audios = [], []
         elif command in ("/image", "/audio"):
-            path = Path(argument).expanduser()
+            path = _parse_path(argument, command)
             if not path.is_file():
                 raise ParameterError(f"{path}: no such file")
-            (self.images if command == "/image" else self.audios).append(path.absolute())
+            (self.images if command == "/image" else self.audios).append(str(path.absolute()))
         elif command == "/save":
-            path = Path(argument).expanduser()
+            path = _parse_path(argument, command)
             data = json.dumps([*self._system, *self._turns], ensure_ascii=False, indent=1)
-            write_atomically(path, data.encode() + b"\n")
-            self._console.print(f"saved {len(self._turns)} turns to {path}", highlight=False, markup=False)
+            write_atomically(path, data.encode("utf-8", "replace") + b"\n")
+            self._console.print(f"saved {len(self._turns)} turns to {path}", markup=False)
         else:
             raise ParameterError(f"{command}: no such command; /help lists them")
+
+
+def _parse_path(argument: str, command: str) -> Path:
+    """Return the path a user typed or dropped: as it stands if it exists, else with quotes and backslashes undone."""
+    argument = argument.strip()
+    if not argument:
+        raise ParameterError(f"{command} needs a file name")
+    try:
+        path = Path(argument).expanduser()
+        if path.exists():
+            return path
+        words = shlex.split(argument)
+        path = Path(words[0] if len(words) == 1 else argument).expanduser()
+        path.exists()  # a name the system cannot take raises here
+        return path
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ParameterError(f"{argument}: not a usable file name") from error
 
 
 def _summary(completion: Completion) -> str:

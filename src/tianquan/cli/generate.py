@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tianquan.cli import options
-from tianquan.errors import PromptError, TianquanError
+from tianquan.cli.output import check_writable, terminal_safe, write_atomically
+from tianquan.errors import PromptError
 
 if TYPE_CHECKING:
     from tianquan.request import Completion
@@ -29,12 +28,12 @@ def read_messages(source: str) -> Any:
         PromptError: it cannot be read, is not JSON, or has no messages.
     """
     try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text(encoding="utf-8")
-        value = json.loads(text)
+        data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        value = json.loads(data.decode("utf-8-sig"))
     except OSError as error:
         raise PromptError(f"{source}: cannot be read ({error.strerror})") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise PromptError(f"{source}: not valid JSON; expected a list of messages") from error
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"{source}: not valid JSON in UTF-8; expected a list of messages") from error
     if not isinstance(value, dict):
         return value
     if "messages" not in value:
@@ -43,6 +42,11 @@ def read_messages(source: str) -> Any:
     if others:
         print(f"tianquan: {source}: only messages is read; not {', '.join(others)}", file=sys.stderr)
     return value["messages"]
+
+
+def show(text: str) -> None:
+    """Print a piece of an answer; on a terminal without characters that steer it."""
+    print(terminal_safe(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
 def completion_to_dict(completion: Completion) -> dict[str, Any]:
@@ -106,7 +110,7 @@ def generate(
     pieces = llm.stream_chat(conversation, sampling=sampling, media=policy, media_root=media_root)
     for piece in pieces:
         if not json_output:
-            print(piece.text, end="", flush=True)
+            show(piece.text)
         if piece.completion is not None:
             print(json.dumps(completion_to_dict(piece.completion), ensure_ascii=False) if json_output else "")
 
@@ -131,8 +135,7 @@ def trace(
 
     conversation = read_messages(messages)
     policy = options.media_policy(max_slices, max_image_tokens, long_audio)
-    if not output.parent.is_dir():
-        raise PromptError(f"{output.parent}: no such folder for the output file")
+    check_writable(output)
     llm = options.load_model(
         model, precision=precision, backend=backend, device=device, threads=threads, revision=revision
     )
@@ -142,7 +145,7 @@ def trace(
 
 def transcribe(
     model: options.ModelArgument,
-    audio: Annotated[Path, typer.Argument(help="Sound file: WAV, FLAC, MP3, OGG, M4A or WebM.")],
+    audio: Annotated[str, typer.Argument(help="Sound file: WAV, FLAC, MP3, OGG, M4A or WebM.")],
     long_audio: options.LongAudioOption = "error",
     instruction: Annotated[str | None, typer.Option(help="What to ask; the vendor's prompt by default.")] = None,
     json_output: Json = False,
@@ -167,27 +170,8 @@ def transcribe(
         audio, long_audio=long_audio, instruction=instruction or TRANSCRIBE_INSTRUCTION, sampling=sampling
     ):
         if not json_output:
-            print(piece.text, end="", flush=True)
+            show(piece.text)
         if piece.completion is not None:
             clips.append(completion_to_dict(piece.completion))
     text = "\n".join(clip["text"] for clip in clips)
     print(json.dumps({"text": text, "clips": clips}, ensure_ascii=False) if json_output else "")
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all.
-
-    Raises:
-        TianquanError: it cannot be written.
-    """
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise TianquanError(f"{path}: cannot be written ({error.strerror})") from error

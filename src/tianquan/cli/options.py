@@ -107,11 +107,15 @@ class LoadProgress:
             self._progress.start()
             self._tasks[component] = self._progress.add_task(component.replace("_", " "), total=total)
         self._progress.update(self._tasks[component], completed=done)
-        if self._progress.finished:
+        if done == total:
+            self._progress.remove_task(self._tasks.pop(component))
+        if not self._tasks:
             self._progress.stop()
 
     def stop(self) -> None:
-        """Take the bar away."""
+        """Take the bar away, whatever is unfinished."""
+        while self._tasks:
+            self._progress.remove_task(self._tasks.popitem()[1])
         self._progress.stop()
 
 
@@ -123,11 +127,12 @@ def load_model(
     device: str,
     threads: int | None,
     revision: str | None,
+    progress: LoadProgress | None = None,
 ) -> LLM:
-    """Load a model behind a progress bar."""
+    """Load a model behind a progress bar, which shows again when a tower is loaded on first use."""
     from tianquan.llm import load
 
-    progress = LoadProgress()
+    progress = progress or LoadProgress()
     try:
         return load(
             model,

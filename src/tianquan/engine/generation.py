@@ -13,8 +13,8 @@ import numpy as np
 
 from tianquan.backends.kv_cache import KVCache, SequenceBatch
 from tianquan.backends.ops import Array
-from tianquan.engine.sampler import check_params, sample
-from tianquan.errors import PromptError
+from tianquan.engine.sampler import sample
+from tianquan.errors import ModelError, PromptError
 from tianquan.models.omni_model import OmniModel
 from tianquan.request import Prompt, SamplingParams
 
@@ -79,11 +79,17 @@ def generate_token_ids(
 ) -> Iterator[int]:
     """Yield the token ids of an answer as they are chosen, the one that ends it included.
 
+    Args:
+        model: the model.
+        prompt: what to answer.
+        params: checked by `sampler.check_params`.
+        stop_token_ids: ids that end the answer.
+        clock: filled in as stages end.
+
     Raises:
         PromptError: the prompt does not fit the context window.
-        ParameterError: a sampling parameter is outside its range.
+        ModelError: the model gave NaN logits.
     """
-    check_params(params)
     budget = answer_budget(prompt, params, model.config.language.max_position_embeddings)
     clock = clock or StageClock()
     generator = np.random.Generator(np.random.PCG64(params.seed))
@@ -101,6 +107,8 @@ def generate_token_ids(
     clock.ttft_ms = 1000 * (now - clock.started)
 
     for n in range(budget):
+        if not np.isfinite(logits).all():
+            raise ModelError("the model's output is not finite; its weights are damaged, verify or download them again")
         token_id = sample(logits, params, past, generator)
         past.append(token_id)
         clock.decode_ms = 1000 * (time.perf_counter() - now)

@@ -17,20 +17,33 @@ from tianquan.request import SamplingParams
 Float32 = npt.NDArray[np.float32]
 
 
+_NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty")
+_INTEGERS = ("top_k", "max_tokens", "seed")
+
+
 def check_params(params: SamplingParams) -> None:
-    """Raise ParameterError when a sampling parameter is outside its range."""
+    """Raise ParameterError when a sampling parameter is of the wrong type or outside its range."""
+    for names, kinds, expected in ((_NUMBERS, (int, float), "a number"), (_INTEGERS, (int,), "an integer")):
+        for name in names:
+            value = getattr(params, name)
+            if value is None and name == "seed":
+                continue
+            if isinstance(value, bool) or not isinstance(value, kinds):
+                raise ParameterError(f"{name} must be {expected}, got {value!r}")
     ranges = (
         ("temperature", 0 <= params.temperature <= 100, "between 0 and 100"),
         ("top_k", params.top_k >= 0, "0 (off) or more"),
         ("top_p", 0 < params.top_p <= 1, "above 0 and at most 1"),
         ("min_p", 0 <= params.min_p < 1, "at least 0 and below 1"),
-        ("repetition_penalty", 0 < params.repetition_penalty <= 100, "above 0 and at most 100"),
+        ("repetition_penalty", 0.01 <= params.repetition_penalty <= 100, "between 0.01 and 100"),
         ("max_tokens", params.max_tokens >= 1, "at least 1"),
         ("seed", params.seed is None or 0 <= params.seed < 2**63, "between 0 and 2^63 - 1"),
     )
     for name, is_valid, expected in ranges:
         if not is_valid:  # NaN fails every comparison and ends here too
             raise ParameterError(f"{name} must be {expected}, got {getattr(params, name)}")
+    if not isinstance(params.stop, tuple) or not all(isinstance(stop, str) for stop in params.stop):
+        raise ParameterError(f"stop must be a tuple of strings, got {type(params.stop).__name__}")
     if any(not stop for stop in params.stop):
         raise ParameterError("a stop string must not be empty")
 

@@ -14,6 +14,8 @@ void pause() {
 #endif
 }
 
+constexpr uint64_t kUnclaimed = 0xFFFFFFFF;  // the lower half of a ticket
+
 }  // namespace
 
 ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads) {
@@ -25,8 +27,7 @@ ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads) {
 ThreadPool::~ThreadPool() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    stop_.store(true, std::memory_order_relaxed);
-    generation_.fetch_add(1, std::memory_order_release);
+    stop_.store(true);
   }
   wake_.notify_all();
   for (std::thread& worker : workers_) worker.join();
@@ -40,18 +41,18 @@ void ThreadPool::run(int64_t num_chunks, Body body, void* argument) {
   body_ = body;
   argument_ = argument;
   num_chunks_ = num_chunks;
-  next_chunk_.store(0, std::memory_order_relaxed);
-  active_.store(num_threads_ - 1, std::memory_order_relaxed);
-  generation_.fetch_add(1, std::memory_order_seq_cst);
+  num_done_.store(0, std::memory_order_relaxed);
+  const uint64_t job = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
+  ticket_.store(job << 32 | static_cast<uint64_t>(num_chunks), std::memory_order_seq_cst);
   {
-    // taken even when nobody sleeps: a worker that is about to sleep must see the new generation first
+    // taken even when nobody sleeps: a worker that is about to sleep must see the new ticket first
     std::lock_guard<std::mutex> lock(mutex_);
     if (num_sleeping_ > 0) wake_.notify_all();
   }
-  drain(0);
-  // Every worker must have left the job before its fields may change, even one that found no chunk.
+  while (try_chunk(0)) {
+  }
   int spins = 0;
-  while (active_.load(std::memory_order_acquire) != 0) {
+  while (num_done_.load(std::memory_order_acquire) != num_chunks) {
     if (++spins < 4096) {
       pause();
     } else {
@@ -60,34 +61,32 @@ void ThreadPool::run(int64_t num_chunks, Body body, void* argument) {
   }
 }
 
-void ThreadPool::drain(int thread) {
-  for (;;) {
-    const int64_t chunk = next_chunk_.fetch_add(1, std::memory_order_relaxed);
-    if (chunk >= num_chunks_) return;
-    body_(argument_, chunk, thread);
-  }
+bool ThreadPool::try_chunk(int thread) {
+  uint64_t ticket = ticket_.load(std::memory_order_acquire);
+  do {
+    if ((ticket & kUnclaimed) == 0) return false;
+  } while (!ticket_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel,
+                                          std::memory_order_acquire));
+  body_(argument_, num_chunks_ - static_cast<int64_t>(ticket & kUnclaimed), thread);
+  num_done_.fetch_add(1, std::memory_order_release);
+  return true;
 }
 
 void ThreadPool::work(int thread) {
-  uint64_t seen = 0;
-  for (;;) {
-    const auto deadline = std::chrono::steady_clock::now() + kSpin;
-    int spins = 0;
-    while (generation_.load(std::memory_order_acquire) == seen) {
-      if (++spins % 64 != 0) {
-        pause();
-        continue;
+  auto deadline = std::chrono::steady_clock::now() + kSpin;
+  for (int spins = 1; !stop_.load(std::memory_order_relaxed); ++spins) {
+    if (try_chunk(thread)) {
+      while (try_chunk(thread)) {
       }
-      if (std::chrono::steady_clock::now() < deadline) continue;
-      std::unique_lock<std::mutex> lock(mutex_);
-      ++num_sleeping_;
-      wake_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != seen; });
-      --num_sleeping_;
+      deadline = std::chrono::steady_clock::now() + kSpin;
     }
-    ++seen;  // the caller waits for every worker, so no generation is ever skipped
-    if (stop_.load(std::memory_order_relaxed)) return;  // ordered by generation_
-    drain(thread);
-    active_.fetch_sub(1, std::memory_order_acq_rel);
+    pause();
+    if (spins % 64 != 0 || std::chrono::steady_clock::now() < deadline) continue;
+    std::unique_lock<std::mutex> lock(mutex_);
+    ++num_sleeping_;
+    wake_.wait(lock, [&] { return stop_.load() || (ticket_.load() & kUnclaimed) != 0; });
+    --num_sleeping_;
+    deadline = std::chrono::steady_clock::now() + kSpin;
   }
 }
 

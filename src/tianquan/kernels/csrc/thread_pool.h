@@ -31,19 +31,22 @@ class ThreadPool {
 
  private:
   void work(int thread);
-  void drain(int thread);
+  bool try_chunk(int thread);
 
   const int num_threads_;
   std::vector<std::thread> workers_;
 
-  // One job at a time. A worker reads the fields below only after it has seen `generation_` move, and the
-  // caller writes them only while no worker is active, which `active_` counts.
+  // The current job. These fields are written only while no chunk is claimed or left to claim, and read only
+  // after a chunk has been claimed.
   Body body_ = nullptr;
   void* argument_ = nullptr;
   int64_t num_chunks_ = 0;
-  alignas(64) std::atomic<int64_t> next_chunk_{0};
-  alignas(64) std::atomic<uint64_t> generation_{0};
-  alignas(64) std::atomic<int> active_{0};
+
+  // Number of the job in the upper 32 bits, chunks not yet claimed in the lower. A chunk is claimed by
+  // exchanging the whole word, so a worker that comes late, or was put aside by the system, cannot claim
+  // from a job it knows nothing about; and the caller waits for claimed chunks only, never for such a worker.
+  alignas(64) std::atomic<uint64_t> ticket_{0};
+  alignas(64) std::atomic<int64_t> num_done_{0};
   std::mutex mutex_;
   std::condition_variable wake_;
   int num_sleeping_ = 0;  // guarded by mutex_

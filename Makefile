@@ -1,6 +1,7 @@
 # make demo    set everything up and see the model answer about a picture and a recording
 # make test    set up the development environment and run the tests
 # make check   format, lint, types, file sizes
+# make sanitize  the kernels under the address, undefined-behaviour and thread sanitizers
 
 PYTHON ?= python3
 VENV := .venv

@@ -18,6 +18,7 @@ from PIL import Image
 
 from tianquan.backends.kv_cache import SequenceBatch
 from tianquan.engine.generation import sequence_batch
+from tianquan.kernels.library import KernelLibrary
 from tianquan.llm import GREEDY, LLM
 from tianquan.models.omni_model import OmniModel
 from tianquan.processing.audio import prepare_audio
@@ -25,6 +26,8 @@ from tianquan.processing.image import slice_image
 from tianquan.request import ImagePolicy
 
 SAMPLE_RATE = 16000
+_READ_SAMPLE_BYTES = 256 * 2**20  # beyond any cache, and under 20 ms
+_STEPS_PER_SAMPLE = 8  # decode steps between two looks at the machine's bandwidth
 OnStage = Callable[[str], None]
 
 
@@ -45,9 +48,18 @@ class Plan:
     )
     audio_seconds: tuple[int, ...] = (1, 5, 30)
     repeats: int = 3
+    turns: bool = True  # two turns of a conversation with a picture
 
 
-QUICK = Plan(decode_tokens=32, image_sizes=((448, 448), (512, 512)), audio_seconds=(5, 30), repeats=1)
+QUICK = Plan(
+    prefill_lens=(128,),
+    decode_depths=(0,),
+    decode_tokens=32,
+    image_sizes=((448, 448), (512, 512)),
+    audio_seconds=(5, 30),
+    repeats=1,
+    turns=False,
+)
 
 
 def median_seconds(body: Callable[[], object], repeats: int) -> float:
@@ -70,22 +82,52 @@ def resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def measure_decode(model: OmniModel, depth: int, num_tokens: int, num_sequences: int = 1) -> float:
-    """Return the seconds of one decode step with `depth` tokens in the cache, for a batch of sequences."""
+class Ceilings:
+    """What this machine can do, sampled beside what is measured: on shared machines it drifts by a factor of two."""
+
+    def __init__(self, library: KernelLibrary) -> None:
+        self._library = library
+        self.read_gb_s: list[float] = []
+        self.fma_gflop_s: list[float] = []
+
+    def sample_read(self) -> float:
+        """Measure the read bandwidth now, in GB/s."""
+        self.read_gb_s.append(self._library.measure_read_gb_s(_READ_SAMPLE_BYTES))
+        return self.read_gb_s[-1]
+
+    def sample_fma(self) -> float:
+        """Measure the float32 multiply-add rate now, in GFLOP/s."""
+        self.fma_gflop_s.append(self._library.measure_fma_gflop_s())
+        return self.fma_gflop_s[-1]
+
+    def medians(self) -> dict[str, float]:
+        """Return the medians of all samples by the report's names."""
+        return {
+            "read_bandwidth_gb_s": statistics.median(self.read_gb_s),
+            "fma_gflop_s": statistics.median(self.fma_gflop_s),
+        }
+
+
+def measure_decode(
+    model: OmniModel, depth: int, num_tokens: int, num_sequences: int = 1, ceilings: Ceilings | None = None
+) -> tuple[float, float]:
+    """Return the seconds of one decode step with `depth` tokens cached, and the read bandwidth beside it in GB/s."""
     language = model.language_model
     blocks_each = -(-(depth + num_tokens + 1) // 32)
     cache = language.make_kv_cache(32 * blocks_each * num_sequences)
     tables = np.arange(blocks_each * num_sequences, dtype=np.int32).reshape(num_sequences, blocks_each)
     token_ids = np.arange(num_sequences, dtype=np.int32)
-    times = []
+    times, bandwidths = [], []
     for n in range(num_tokens + 1):
+        if ceilings is not None and n % _STEPS_PER_SAMPLE == 0:
+            bandwidths.append(ceilings.sample_read())
         start = time.perf_counter()
         batch = SequenceBatch(
             np.arange(num_sequences + 1, dtype=np.int32), np.full(num_sequences, depth + n, np.int32), tables
         )
         model.forward(language.embed(token_ids), cache, batch)
         times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+    return statistics.median(times[1:]), statistics.median(bandwidths) if bandwidths else 0.0
 
 
 def measure_prefill(model: OmniModel, num_tokens: int, repeats: int) -> float:
@@ -139,14 +181,14 @@ def measure_turns(llm: LLM) -> dict[str, Any]:
 
 
 def measure_model(
-    llm: LLM, weight_bytes_per_token: int, ceilings: dict[str, float], plan: Plan, on_stage: OnStage
+    llm: LLM, weight_bytes_per_token: int, ceilings: Ceilings, plan: Plan, on_stage: OnStage
 ) -> dict[str, Any]:
     """Return the speed of each stage of a loaded model.
 
     Args:
         llm: the model.
         weight_bytes_per_token: bytes of weights one decode step reads.
-        ceilings: read_bandwidth_gb_s and fma_gflop_s of the machine, measured in this run.
+        ceilings: samples the machine beside each stage.
         plan: what to measure.
         on_stage: told what is measured next.
     """
@@ -154,22 +196,24 @@ def measure_model(
     report: dict[str, Any] = {"decode": {}, "prefill": {}, "vision": {}, "audio": {}}
     for depth in plan.decode_depths:
         on_stage(f"decode at depth {depth}")
-        seconds = measure_decode(model, depth, plan.decode_tokens)
+        seconds, bandwidth = measure_decode(model, depth, plan.decode_tokens, ceilings=ceilings)
         rate = weight_bytes_per_token / seconds / 1e9
         report["decode"][f"depth_{depth}"] = {
             "tokens_per_second": 1 / seconds,
             "weights_gb_s": rate,
-            "share_of_bandwidth": rate / ceilings["read_bandwidth_gb_s"],
+            "share_of_bandwidth": rate / bandwidth,
         }
     operations = 2 * matrix_parameters(llm)
     for length in plan.prefill_lens:
         on_stage(f"prefill of {length} tokens")
+        before = ceilings.sample_fma()
         seconds = measure_prefill(model, length, plan.repeats)
+        peak = (before + ceilings.sample_fma()) / 2
         rate = operations * length / seconds / 1e9
         report["prefill"][str(length)] = {
             "tokens_per_second": length / seconds,
             "gop_s": rate,
-            "share_of_fma_peak": rate / ceilings["fma_gflop_s"],
+            "share_of_fma_peak": rate / peak,
         }
     for width, height in plan.image_sizes:
         label = str(width) if width == height else f"{width}x{height}"
@@ -178,8 +222,9 @@ def measure_model(
     for seconds_of_sound in plan.audio_seconds:
         on_stage(f"{seconds_of_sound} s of sound")
         report["audio"][str(seconds_of_sound)] = measure_audio(llm, seconds_of_sound, plan.repeats)
-    on_stage("two turns with a picture")
-    report.update(measure_turns(llm))
+    if plan.turns:
+        on_stage("two turns with a picture")
+        report.update(measure_turns(llm))
     return report
 
 

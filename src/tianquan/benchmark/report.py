@@ -30,6 +30,8 @@ def to_markdown(report: dict[str, Any]) -> str:
     for seconds, row in report["audio"].items():
         lines.append(f"| sound, {seconds} s | {row['seconds']:.2f} s | |")
     for turn in ("first_turn", "second_turn"):
+        if turn not in report:  # a quick run
+            continue
         row = report[turn]
         name = turn.replace("_", " ")
         lines.append(f"| {name}, 512x512 picture, {row['prompt_tokens']} tokens | {row['seconds']:.2f} s | |")

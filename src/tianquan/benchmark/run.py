@@ -3,12 +3,14 @@
 The report (JSON) has these keys; times in seconds, sizes in bytes, rates as named:
 
     tianquan, date, machine, threads, isa, recipe, command
-    ceilings.read_bandwidth_gb_s, ceilings.fma_gflop_s              measured before and after, the higher counts
+    ceilings.read_bandwidth_gb_s, ceilings.fma_gflop_s              medians of samples taken beside each stage;
+                                                                    a stage's share is of the samples beside it
     decode.depth_D.{tokens_per_second, weights_gb_s, share_of_bandwidth}
     prefill.N.{tokens_per_second, gop_s, share_of_fma_peak}
     vision.SIZE.{seconds, preprocess_seconds, num_slices}           all slices, encoder and resampler
     audio.SECONDS.{seconds, preprocess_seconds}
     first_turn, second_turn.{prompt_tokens, preprocess_seconds, vision_seconds, prefill_seconds, seconds}
+                                                                    (not in a quick run)
     memory.{text_only_bytes, all_bytes, weights_bytes}              resident, in a fresh process
     load.seconds                                                    from a saved low-bit folder to ready
     wall_seconds
@@ -28,7 +30,7 @@ from typing import Any
 
 from tianquan import __version__
 from tianquan.backends.native import NativeOps
-from tianquan.benchmark.measure import OnStage, Plan, measure_model
+from tianquan.benchmark.measure import Ceilings, OnStage, Plan, measure_model
 from tianquan.benchmark.synthetic import write_synthetic_folder
 from tianquan.checkpoint.tensor_list import needed_weights
 from tianquan.errors import TianquanError
@@ -56,16 +58,8 @@ def run_benchmark(
         llm = load(folder, threads=threads)
         ops = llm.model.ops
         assert isinstance(ops, NativeOps)
-        on_stage("the machine's ceilings")
-        ceilings = measure_ceilings(ops)
+        ceilings = Ceilings(ops.library)
         report = measure_model(llm, decode_bytes(llm), ceilings, plan, on_stage)
-        again = measure_ceilings(ops)
-    # The machine's speed drifts; a share is of the best it was seen to do in this run.
-    ceilings = {name: max(value, again[name]) for name, value in ceilings.items()}
-    for depth in report["decode"].values():
-        depth["share_of_bandwidth"] = depth["weights_gb_s"] / ceilings["read_bandwidth_gb_s"]
-    for length in report["prefill"].values():
-        length["share_of_fma_peak"] = length["gop_s"] / ceilings["fma_gflop_s"]
     return {
         "tianquan": __version__,
         "date": datetime.date.today().isoformat(),
@@ -73,7 +67,7 @@ def run_benchmark(
         "threads": ops.threads,
         "isa": ops.isa,
         "recipe": recipe.name,
-        "ceilings": ceilings,
+        "ceilings": ceilings.medians(),
         **report,
         "memory": {
             "text_only_bytes": text_only["resident_bytes"],
@@ -93,14 +87,6 @@ def run_child(folder: Path, threads: int | None, inputs: str) -> dict[str, Any]:
     if result.returncode != 0:
         raise TianquanError(f"the measuring process failed: {result.stderr.strip().splitlines()[-1]}")
     return json.loads(result.stdout)
-
-
-def measure_ceilings(ops: NativeOps) -> dict[str, float]:
-    """Return read bandwidth and float32 multiply-add rate of this machine, as the kernels' threads reach them."""
-    return {
-        "read_bandwidth_gb_s": max(ops.library.measure_read_gb_s() for _ in range(3)),
-        "fma_gflop_s": max(ops.library.measure_fma_gflop_s() for _ in range(3)),
-    }
 
 
 def decode_bytes(llm: LLM) -> int:

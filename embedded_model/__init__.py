@@ -1,0 +1,1 @@
+"""Generated data for the embedded model: drawn pictures, rendered text, synthetic speech, questions and answers."""

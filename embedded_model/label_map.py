@@ -1,0 +1,67 @@
+"""The dense target of a picture: what covers the centre of each patch.
+
+A map holds one index per pixel and, per index, the classes. It is sampled for any patch grid, because the
+processor resizes and slices a picture before the model cuts it into 14x14 patches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+PATCH_SIZE = 14
+
+Classes = npt.NDArray[np.int64]
+
+
+class PatchLabels(NamedTuple):
+    """Classes per patch, each (rows, cols); 0 is background."""
+
+    shape: Classes  # `shapes.SHAPE_CLASS`
+    colour: Classes  # `colours.COLOUR_CLASS`, of the shape or of the ink
+    character: Classes  # `writing.CHARACTER_CLASS`; a character owns the cell it is set in
+    centre: Classes  # 1 where the middle of an object lies in the patch: counting starts here
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelMap:
+    """Classes per pixel: `index` points into the tuples, whose entry 0 is the background."""
+
+    index: npt.NDArray[np.uint8]  # (height, width)
+    shapes: tuple[int, ...] = (0,)
+    colours: tuple[int, ...] = (0,)
+    characters: tuple[int, ...] = (0,)
+    centres: tuple[tuple[float, float], ...] = field(default=())  # (x, y) of each object, pixels
+
+    def patches(
+        self, rows: int | None = None, cols: int | None = None, box: tuple[float, float, float, float] | None = None
+    ) -> PatchLabels:
+        """Return the labels of a `rows` x `cols` grid laid over `box` (left, top, right, bottom; pixels).
+
+        Without `box` the grid covers the picture; without `rows` and `cols` it is that of 14x14 pixels.
+        """
+        height, width = self.index.shape
+        left, top, right, bottom = box or (0.0, 0.0, float(width), float(height))
+        rows = rows or max(1, round((bottom - top) / PATCH_SIZE))
+        cols = cols or max(1, round((right - left) / PATCH_SIZE))
+        y = np.clip((top + (np.arange(rows) + 0.5) * (bottom - top) / rows).astype(np.int64), 0, height - 1)
+        x = np.clip((left + (np.arange(cols) + 0.5) * (right - left) / cols).astype(np.int64), 0, width - 1)
+        index = self.index[y[:, None], x[None]]  # (rows, cols)
+        centre = np.zeros((rows, cols), np.int64)
+        for centre_x, centre_y in self.centres:
+            row = int((centre_y - top) / (bottom - top) * rows)
+            col = int((centre_x - left) / (right - left) * cols)
+            if 0 <= row < rows and 0 <= col < cols:
+                centre[row, col] = 1
+        shape, colour, character = (_classes(table, index) for table in (self.shapes, self.colours, self.characters))
+        return PatchLabels(shape, colour, character, centre)
+
+
+def _classes(table: tuple[int, ...], index: npt.NDArray[np.uint8]) -> Classes:
+    """Look classes up; a picture without shapes (or characters) has an empty table."""
+    if len(table) == 1:
+        return np.zeros(index.shape, np.int64)
+    return np.asarray(table, np.int64)[index]

@@ -1,0 +1,304 @@
+"""The tasks: each builds a conversation in the vendor's form, with media in memory.
+
+A task takes a `Studio` (randomness, split, clips) and a language and returns a `Draft`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from embedded_model import acoustics, asks, colours, prompts, shapes, small_talk, wordings
+from embedded_model.asks import Ask, AskKind, Language
+from embedded_model.fonts import Split
+from embedded_model.pictures import Picture, Scene, Wanted, draw_scene, plan_scene, sample_size
+from embedded_model.scene_plans import ZONES, scene_for
+from embedded_model.speech import FRAME_SAMPLES, Clip, ClipBank, Span
+from embedded_model.words import sample_digits, sample_line
+from embedded_model.writing import draw_text
+
+OTHER_LANGUAGE = 0.12  # share of reading and transcription prompts in the other language than the medium
+TWO_PICTURES_SIDE = 224  # pixels: two pictures make twice the features
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sound:
+    """A clip as recorded, and where its words and phonemes lie in it."""
+
+    samples: npt.NDArray[np.int16]  # (N,) 16 kHz
+    clip: Clip
+    words: tuple[Span, ...]
+    phonemes: tuple[Span, ...]
+
+    def frame_classes(self, spans: tuple[Span, ...], classes: dict[str, int]) -> npt.NDArray[np.int64]:
+        """Return the class of the span at each 20 ms frame, 0 where there is none: (encoder frames,)."""
+        frames = (self.samples.size // 160 - 1) // 2 + 1
+        labels = np.zeros(frames, np.int64)
+        for token, start, end in spans:
+            labels[-(-start // FRAME_SAMPLES) : -(-end // FRAME_SAMPLES)] = classes.get(token, 0)
+        return labels
+
+
+@dataclass(kw_only=True)
+class Draft:
+    """A conversation being written."""
+
+    conversation: list[dict[str, Any]] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    sounds: list[Sound] = field(default_factory=list)
+    asks: list[Ask] = field(default_factory=list)  # about the one scene, a turn each
+
+    def ask(
+        self, text: str | None, reply: str, pictures: tuple[Picture, ...] = (), sound: Sound | None = None
+    ) -> Draft:
+        """Add a question with its media, and the reply."""
+        content: dict[str, Any] = {} if text is None else {"text": text}
+        if pictures:
+            images = [picture.image for picture in pictures]
+            content["image"] = images[0] if len(images) == 1 else images
+            self.pictures.extend(pictures)
+        if sound is not None:
+            content["audio"] = (sound.samples, acoustics.SAMPLE_RATE)
+            self.sounds.append(sound)
+        self.conversation.append({"role": "user", "content": content})
+        self.conversation.append({"role": "assistant", "content": {"text": reply}})
+        return self
+
+
+@dataclass(kw_only=True)
+class Studio:
+    """What a task draws from."""
+
+    rng: random.Random
+    split: Split
+    max_side: int
+    bank: Callable[[], ClipBank]  # called by the tasks with speech only
+
+    @cached_property
+    def noise(self) -> np.random.Generator:
+        """Randomness for arrays, seeded by `rng`."""
+        return np.random.default_rng(self.rng.getrandbits(64))
+
+    def size(self, max_side: int | None = None) -> tuple[int, int]:
+        """Return a canvas size."""
+        return sample_size(self.rng, min(max_side or self.max_side, self.max_side))
+
+    def draw(self, scene: Scene) -> Picture:
+        """Draw a scene."""
+        return draw_scene(scene, self.rng, self.noise)
+
+    def write(self, lines: tuple[str, ...]) -> Picture:
+        """Draw a text picture."""
+        return draw_text(lines, self.size(), self.split, self.rng, self.noise)
+
+    def sound(self, clip: Clip) -> Sound:
+        """Record a clip."""
+        samples, stretch, lead = acoustics.record(clip.samples, self.rng, self.noise)
+
+        def moved(spans: tuple[Span, ...]) -> tuple[Span, ...]:
+            return tuple(Span(s.token, round(s.start * stretch) + lead, round(s.end * stretch) + lead) for s in spans)
+
+        return Sound(samples=samples, clip=clip, words=moved(clip.words), phonemes=moved(clip.phonemes))
+
+    def prompt_language(self, language: Language) -> Language:
+        """Return the language of a prompt about a medium in `language`."""
+        if self.rng.random() < OTHER_LANGUAGE:
+            return "zh" if language == "en" else "en"
+        return language
+
+
+# Pictures ---------------------------------------------------------------------------------------------------
+def about_scene(studio: Studio, language: Language, kinds: tuple[AskKind, ...], weights: tuple[int, ...]) -> Draft:
+    """One question about one scene."""
+    ask = asks.random_ask(studio.rng.choices(kinds, weights)[0], studio.rng)
+    scene, reply = scene_for(ask, studio.size(), studio.rng, language)
+    text = wordings.word(ask, language, studio.rng)
+    return Draft(asks=[ask]).ask(text, reply, (studio.draw(scene),))
+
+
+def read_digits(studio: Studio, language: Language) -> Draft:
+    """A number to read."""
+    digits = sample_digits(studio.rng)
+    return Draft().ask(studio.rng.choice(prompts.READ_DIGITS[language]), digits, (studio.write((digits,)),))
+
+
+def read_text(studio: Studio, language: Language) -> Draft:
+    """A word or a few short lines to read, in the language of the text or, sometimes, asked in the other."""
+    rng = studio.rng
+    num_lines = rng.choice((1, 1, 1, 1, 2, 3))
+    lines = tuple(sample_line(rng, language, rng.choice((1, 1, 1, 2, 3))) for _ in range(num_lines))
+    prompt = rng.choice(prompts.READ_TEXT[studio.prompt_language(language)])
+    return Draft().ask(prompt, "\n".join(lines), (studio.write(lines),))
+
+
+def two_images(studio: Studio, language: Language) -> Draft:
+    """A question that compares two pictures."""
+    rng = studio.rng
+    kind = rng.choice(tuple(prompts.TWO_PICTURES))
+    scenes = _two_scenes(kind, studio)
+    first, second = (scene.objects[0] for scene in scenes)
+    one, two, same = prompts.FIRST_SECOND[language]
+    yes, no = asks.YES_NO[language]
+    asked = rng.choice((0, 1))
+    shape, colour = (first, second)[asked].shape, (first, second)[asked].colour
+    counts = [len(scene.objects) for scene in scenes]
+    replies = {
+        "same_shape": yes if first.shape == second.shape else no,
+        "same_colour": yes if first.colour == second.colour else no,
+        "more": same if counts[0] == counts[1] else one if counts[0] > counts[1] else two,
+        "which_shape": (one, two)[asked],
+        "which_colour": (one, two)[asked],
+        "first_what": asks.both_words(first.colour, first.shape, language),
+        "second_what": asks.both_words(second.colour, second.shape, language),
+        "different": prompts.DIFFERENCE[language][0 if first.shape != second.shape else 1],
+    }
+    text = rng.choice(prompts.TWO_PICTURES[kind][language])
+    text = text.format(shape=asks.shape_word(shape, language), colour=asks.colour_word(colour, language))
+    text = wordings.with_articles(text)
+    return Draft().ask(text, replies[kind], tuple(studio.draw(scene) for scene in scenes))
+
+
+def _two_scenes(kind: str, studio: Studio) -> list[Scene]:
+    rng = studio.rng
+    size = studio.size(TWO_PICTURES_SIDE)
+    if kind == "more":
+        counts = [rng.randint(1, 6), rng.randint(1, 6)]
+        if rng.random() < 0.12:
+            counts[1] = counts[0]
+        wanted = [[_any_thing(rng) for _ in range(count)] for count in counts]
+        return [plan_scene(things, size, rng) for things in wanted]
+    first = _any_thing(rng)
+    keep_shape = kind == "same_shape" and rng.random() < 0.5
+    keep_colour = kind == "same_colour" and rng.random() < 0.5
+    if kind == "different":
+        keep_shape = rng.random() < 0.5
+        keep_colour = not keep_shape
+    shape = first.shape if keep_shape else rng.choice([name for name in shapes.SHAPE_NAMES if name != first.shape])
+    others = [name for name in colours.COLOUR_NAMES if name != first.colour]
+    colour = first.colour if keep_colour else rng.choice(others)
+    return [plan_scene([thing], size, rng) for thing in (first, Wanted(shape=shape, colour=colour))]
+
+
+def _any_thing(rng: random.Random) -> Wanted:
+    return Wanted(shape=rng.choice(shapes.SHAPE_NAMES), colour=rng.choice(colours.COLOUR_NAMES))
+
+
+def follow_up(studio: Studio, language: Language) -> Draft:
+    """Two or three turns: about one scene, or a change of subject."""
+    form = studio.rng.random()
+    if form < 0.15:
+        exchange = small_talk.sample_exchange(language, studio.rng)
+        draft = Draft().ask(exchange.question, exchange.answer)
+        return _ask_on(studio, language, draft, _varied_scene(studio), 1)
+    draft = _ask_on(studio, language, Draft(), _varied_scene(studio), studio.rng.choice((2, 2, 3)))
+    if form < 0.3:
+        exchange = small_talk.sample_exchange(language, studio.rng)
+        draft.ask(exchange.question, exchange.answer)
+    return draft
+
+
+def _varied_scene(studio: Studio) -> Scene:
+    """Return a scene of one to four objects that share neither shape nor colour, so that most asks fit."""
+    rng = studio.rng
+    count = rng.choice((1, 1, 2, 2, 3, 4))
+    pairs = zip(rng.sample(shapes.SHAPE_NAMES, count), rng.sample(colours.COLOUR_NAMES, count), strict=True)
+    place = (rng.choice(ZONES), rng.choice(ZONES)) if count == 1 else None
+    return plan_scene([Wanted(shape=s, colour=c, place=place) for s, c in pairs], studio.size(), rng)
+
+
+def _ask_on(studio: Studio, language: Language, draft: Draft, scene: Scene, num_turns: int) -> Draft:
+    """Add turns about a scene; the picture comes with the first, no question is asked twice."""
+    rng = studio.rng
+    pictures: tuple[Picture, ...] = (studio.draw(scene),)
+    wanted_turns = len(draft.asks) + num_turns
+    kinds = [kind for kind in asks.ASK_KINDS if len(scene.objects) == 1 or not kind.startswith("only")]
+    while len(draft.asks) < wanted_turns:
+        thing = rng.choice(scene.objects)
+        known = rng.random() < 0.85
+        ask = asks.random_ask(rng.choice(kinds), rng, thing.shape if known else None, thing.colour if known else None)
+        reply = asks.answer(ask, scene, language)
+        if reply is None or ask in draft.asks:
+            continue
+        draft.ask(wordings.word(ask, language, rng), reply, pictures)
+        draft.asks.append(ask)
+        pictures = ()
+    return draft
+
+
+# Speech -----------------------------------------------------------------------------------------------------
+def transcribe(studio: Studio, language: Language) -> Draft:
+    """A clip to write down."""
+    clip = studio.bank().sample_clip(language, ("digits", "name", "command", "question", "chat"), studio.rng)
+    prompt_language = studio.prompt_language(language)
+    text = prompts.TRANSCRIBE_MAIN[prompt_language]
+    if studio.rng.random() < 0.4:
+        text = studio.rng.choice(prompts.TRANSCRIBE[prompt_language])
+    return Draft().ask(text, clip.phrase.text, sound=studio.sound(clip))
+
+
+def spoken_digits(studio: Studio, language: Language) -> Draft:
+    """Spoken digits to write as figures."""
+    clip = studio.bank().sample_clip(language, ("digits",), studio.rng)
+    assert clip.phrase.reply is not None, "digits come with their figures"
+    return Draft().ask(studio.rng.choice(prompts.SPOKEN_DIGITS[language]), clip.phrase.reply, sound=studio.sound(clip))
+
+
+def spoken_question(studio: Studio, language: Language) -> Draft:
+    """A picture and a question about it, spoken."""
+    clip = studio.bank().sample_clip(language, ("question",), studio.rng)
+    assert clip.phrase.ask is not None, "a question comes with what it asks"
+    scene, reply = scene_for(clip.phrase.ask, studio.size(), studio.rng, language)
+    text = studio.rng.choice(prompts.ANSWER_SPOKEN[language]) if studio.rng.random() < 0.3 else None
+    return Draft(asks=[clip.phrase.ask]).ask(text, reply, (studio.draw(scene),), studio.sound(clip))
+
+
+def spoken_chat(studio: Studio, language: Language) -> Draft:
+    """Small talk, spoken: the answer, not the transcript."""
+    clip = studio.bank().sample_clip(language, ("chat",), studio.rng)
+    assert clip.phrase.reply is not None, "small talk comes with its answer"
+    text = studio.rng.choice(prompts.ANSWER_SPOKEN[language]) if studio.rng.random() < 0.3 else None
+    return Draft().ask(text, clip.phrase.reply, sound=studio.sound(clip))
+
+
+# Text -------------------------------------------------------------------------------------------------------
+def text(studio: Studio, language: Language) -> Draft:
+    """Small talk, written; now and then two exchanges."""
+    draft = Draft()
+    for _ in range(studio.rng.choice((1, 1, 1, 2))):
+        exchange = small_talk.sample_exchange(language, studio.rng)
+        draft.ask(exchange.question, exchange.answer)
+    return draft
+
+
+Task = Callable[[Studio, Language], Draft]
+TASKS: dict[str, Task] = {
+    "colour": partial(about_scene, kinds=("colour_of_shape", "only_colour"), weights=(2, 1)),
+    "shape": partial(about_scene, kinds=("shape_of_colour", "only_shape"), weights=(2, 1)),
+    "colour_shape": partial(about_scene, kinds=("only_both",), weights=(1,)),
+    "describe": partial(about_scene, kinds=("describe",), weights=(1,)),
+    "count": partial(
+        about_scene, kinds=("count_all", "count_shape", "count_colour", "count_both"), weights=(3, 3, 2, 2)
+    ),
+    "exists": partial(
+        about_scene, kinds=("exists_shape", "exists_colour", "exists_both", "is_colour"), weights=(3, 2, 3, 2)
+    ),
+    "position": partial(about_scene, kinds=("where_shape", "where_both"), weights=(2, 1)),
+    "compare": partial(about_scene, kinds=("bigger_shape", "smaller_shape", "bigger_colour"), weights=(2, 1, 1)),
+    "relation": partial(about_scene, kinds=("left_of", "right_of", "above", "below"), weights=(1, 1, 1, 1)),
+    "read_digits": read_digits,
+    "read_text": read_text,
+    "two_images": two_images,
+    "follow_up": follow_up,
+    "transcribe": transcribe,
+    "spoken_digits": spoken_digits,
+    "spoken_question": spoken_question,
+    "spoken_chat": spoken_chat,
+    "text": text,
+}
+SPEECH_TASKS = frozenset({"transcribe", "spoken_digits", "spoken_question", "spoken_chat"})

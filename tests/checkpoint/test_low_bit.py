@@ -10,6 +10,7 @@ import pytest
 import tianquan
 from json_files import edit_json
 from shards import rewrite_shard
+from tianquan.checkpoint.low_bit import checksum
 from tianquan.errors import CheckpointError
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -55,6 +56,44 @@ def test_a_damaged_tower_is_refused_when_it_is_used(saved, media_root):
         llm.trace([{"role": "user", "content": {"image": "tiny_100x60.png"}}], media_root=media_root)
 
 
+@pytest.mark.parametrize("size", [8, 1 << 21, (1 << 21) + 12345])
+def test_any_change_or_swap_of_words_changes_the_checksum(tmp_path, size):
+    path = tmp_path / "file"
+    original = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    original.tofile(path)
+    expected = checksum(path)
+    words = size // 8
+    pairs = [(0, 0), (0, 1), (0, words - 1), (5, 2048 + 5), (7, 2 * 2048 + 9), (3, 64 * 2048 + 3)]
+    for a, b in [(a % words, b % words) for a, b in pairs]:
+        changed = original.copy()
+        view = changed[: words * 8].view(np.uint64)
+        if a == b:
+            view[a] ^= 1 << 63
+        else:
+            view[b] = view[a] ^ 1 << 63  # a difference in the top bit only is the hardest to see
+            changed.tofile(path)
+            expected = checksum(path)
+            view[[a, b]] = view[[b, a]]
+        changed.tofile(path)
+        assert checksum(path) != expected, (a, b)
+    path.write_bytes(b"")
+    assert checksum(path) != expected
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "preprocessor_config.json"])
+def test_a_changed_copied_file_is_refused(saved, name):
+    text = (saved / name).read_text()
+    (saved / name).write_text(text.replace(": ", ":\t", 1) if ": " in text else text.replace(":", ": ", 1))
+    with pytest.raises(CheckpointError, match=rf"{name}: (its checksum|has .* bytes)"):
+        tianquan.load(saved)
+
+
+def test_an_added_chat_template_is_refused(saved):
+    (saved / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: is not in quantization\.json"):
+        tianquan.load(saved)
+
+
 @pytest.mark.parametrize("size", [0, 100, 10_000])
 def test_a_truncated_file_is_refused_at_once(saved, size):
     path = saved / "audio.safetensors"
@@ -91,7 +130,11 @@ def test_a_changed_manifest_is_refused(saved, change, message):
 
 
 def test_a_config_of_another_model_is_refused(saved):
-    edit_json(saved / "config.json", num_hidden_layers=1)
+    path = saved / "config.json"
+    edit_json(path, num_hidden_layers=1)
+    files = json.loads((saved / "quantization.json").read_text())["files"]
+    files["config.json"] = {"bytes": path.stat().st_size, "checksum": checksum(path)}
+    edit_json(saved / "quantization.json", files=files)
     with pytest.raises(CheckpointError, match="tensors are not those"):
         tianquan.load(saved)
 
@@ -116,6 +159,19 @@ def test_nothing_is_overwritten_or_left_behind(random_folder, tmp_path):
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
     llm.save_low_bit(tmp_path / "deep" / "new")
     assert json.loads((tmp_path / "deep" / "new" / "quantization.json").read_text())["format_version"] == 1
+
+
+def test_an_unusable_output_is_refused_before_any_work(random_folder, tmp_path, monkeypatch):
+    llm = tianquan.load(random_folder)
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "current").mkdir()
+    monkeypatch.chdir(tmp_path / "current")
+    progress = []
+    for name in (".", "/", "../link", "x" * 300):
+        with pytest.raises(CheckpointError):
+            llm.save_low_bit(name, lambda *report: progress.append(report))
+    assert not progress
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["current", "link"]
 
 
 def test_values_a_format_cannot_hold(copied_folder):

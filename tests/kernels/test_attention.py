@@ -7,6 +7,7 @@ from kernels.kernel_tolerances import FLOAT32, KV_FLOAT16, KV_INT8, relative_err
 from tianquan.backends.kv_cache import SequenceBatch
 from tianquan.backends.native import KVFormat, NativeOps
 from tianquan.backends.reference import ReferenceOps
+from tianquan.errors import BackendError
 
 RNG = np.random.default_rng(0)
 HEADS = [(4, 4), (4, 2), (6, 1), (5, 5)]
@@ -64,5 +65,5 @@ def test_a_wrong_block_number_is_refused(native: NativeOps) -> None:
     cache = native.make_kv_cache(1, 4, 2, 8, 16)
     batch = SequenceBatch(np.array([0, 1], np.int32), np.array([0], np.int32), np.array([[4]], np.int32))
     q = normal(1, 2, 16)
-    with pytest.raises(AssertionError, match="outside the cache"):
+    with pytest.raises(BackendError, match="outside the cache"):
         native.cached_attention(q, q, q, cache, 0, batch)

@@ -106,15 +106,29 @@ def _describe(weight: Weight, bias: DenseTensor | None) -> tuple[structs.Matrix,
     return matrix, (*arrays, bias_values)
 
 
+def _check(holds: bool, message: str) -> None:
+    """Raise unless an index from outside is in range: C would read or write elsewhere, also under `python -O`."""
+    if not holds:
+        raise BackendError(f"{message}; this is a caller's mistake, please report it")
+
+
+def _check_offsets(name: str, offsets: npt.NDArray[np.int32], num_rows: int) -> None:
+    ascending = len(offsets) > 0 and offsets[0] == 0 and bool(np.all(offsets[1:] >= offsets[:-1]))
+    _check(ascending and int(offsets[-1]) <= num_rows, f"{name} offsets do not cut {num_rows} rows in order")
+
+
 def _batch_struct(batch: SequenceBatch, num_blocks: int, block_size: int) -> tuple[structs.Batch, tuple[Any, ...]]:
     offsets = np.ascontiguousarray(batch.query_offsets, np.int32)
     cached = np.ascontiguousarray(batch.num_cached, np.int32)
     tables = np.ascontiguousarray(batch.block_tables, np.int32)
+    _check_offsets("query", offsets, int(offsets[-1]) if len(offsets) else 0)
+    _check(len(tables) == len(cached) == len(offsets) - 1, "block tables, cached counts and offsets differ in number")
     # a wrong block number would write outside the cache: cheap to look at here, impossible to see later
-    for table, past, new in zip(tables, cached, np.diff(offsets), strict=True):
-        used = table[: -(-int(past + new) // block_size)]
-        assert len(used) * block_size >= past + new, "block table too short for the sequence"
-        assert len(used) == 0 or (used.min() >= 0 and used.max() < num_blocks), "block number outside the cache"
+    for table, past, new in zip(tables, cached.tolist(), np.diff(offsets).tolist(), strict=True):
+        _check(past >= 0, f"a sequence has {past} cached tokens")
+        used = table[: -(-(past + new) // block_size)]
+        _check(len(used) * block_size >= past + new, "block table too short for the sequence")
+        _check(len(used) == 0 or (used.min() >= 0 and used.max() < num_blocks), "block number outside the cache")
     struct = structs.Batch(len(cached), pointer(offsets), pointer(cached), pointer(tables), tables.shape[1])
     return struct, (offsets, cached, tables)
 
@@ -146,8 +160,9 @@ class NativeFusedDecoder:
     def __call__(self, hidden: Float32, cache: KVCache, batch: SequenceBatch) -> Float32:
         """See `ops.FusedDecoder`."""
         assert isinstance(cache, NativeKVCache)
-        assert batch.is_decode
-        assert hidden.shape == (len(batch.num_cached), self._head.in_features), hidden.shape
+        _check(batch.is_decode, "a decode step has one new token of each sequence")
+        expected = (len(batch.num_cached), self._head.in_features)
+        _check(hidden.shape == expected, f"embeddings are {hidden.shape}, expected {expected}")
         hidden = np.ascontiguousarray(hidden, np.float32)
         logits = np.empty((len(hidden), self._head.out_features[0]), np.float32)
         batch_struct, owners = _batch_struct(batch, cache.num_blocks, cache.block_size)
@@ -291,7 +306,8 @@ class NativeOps:
         """See `Ops.embedding`."""
         rows = np.ascontiguousarray(token_ids, np.int64)
         num_rows = table.out_features[0]
-        assert rows.size == 0 or (rows.min() >= 0 and rows.max() < num_rows), "row outside the table"
+        inside = rows.size == 0 or (rows.min() >= 0 and rows.max() < num_rows)
+        _check(bool(inside), f"a token id is outside the table of {num_rows} rows")
         out = np.empty((len(rows), table.in_features), np.float32)
         self.library.embedding(table.matrices[0], rows, out)
         return out
@@ -344,9 +360,10 @@ class NativeOps:
         assert q.shape[1] % k.shape[1] == 0, (q.shape, k.shape)
         queries = np.ascontiguousarray(query_offsets, np.int32)
         keys = np.ascontiguousarray(key_offsets, np.int32)
-        assert queries[-1] <= len(q), (queries[-1], q.shape)
-        assert keys[-1] <= len(k), (keys[-1], k.shape)
-        assert not causal or np.all(np.diff(keys) >= np.diff(queries)), "a causal row needs a key to see"
+        _check_offsets("query", queries, len(q))
+        _check_offsets("key", keys, len(k))
+        _check(len(keys) == len(queries), f"{len(queries)} query offsets, {len(keys)} key offsets")
+        _check(not causal or bool(np.all(np.diff(keys) >= np.diff(queries))), "a causal row needs a key to see")
         out = np.empty(q.shape, np.float32)
         self.library.attention(
             structs.AttentionArguments(
@@ -370,7 +387,9 @@ class NativeOps:
         """See `Ops.cached_attention`."""
         assert isinstance(cache, NativeKVCache)
         assert k.shape == v.shape == (len(q), *cache.keys.shape[2::2]), (k.shape, v.shape, cache.keys.shape)
-        assert batch.query_offsets[-1] == len(q), (batch.query_offsets[-1], q.shape)
+        num_new = int(batch.query_offsets[-1])
+        _check(num_new == len(q), f"the batch has {num_new} new tokens, the queries {len(q)} rows")
+        _check(0 <= layer < len(cache.keys), f"layer {layer} is outside the cache of {len(cache.keys)}")
         batch_struct, owners = _batch_struct(batch, cache.num_blocks, cache.block_size)
         out = np.empty(q.shape, np.float32)
         self.library.cached_attention(

@@ -6,10 +6,12 @@ A key that would change the mathematics and has a value we do not implement is a
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tianquan.checkpoint.plain_file import is_present, read_text
 from tianquan.config import AudioConfig, LanguageConfig, ModelConfig, ResamplerConfig, VisionConfig
 from tianquan.errors import CheckpointError
 from tianquan.processing.image import ImageSettings
@@ -18,6 +20,34 @@ from tianquan.processing.processor import PlaceholderTokens, ProcessorSettings
 _RESAMPLER_HEAD_DIM = 128  # a constant of the original code
 _RESAMPLER_NORM_EPS = 1e-6  # likewise
 _AUDIO_NORM_EPS = 1e-5  # PyTorch's default, used by the original audio encoder
+
+# The largest sizes that are taken for meant: 4 to 30 times the official ones or more. Anything larger is damage,
+# and would end as a hang or out of memory, far from its cause.
+_MAXIMA = {
+    "num_hidden_layers": 1000,  # each is a list of tensor names
+    "n_layer": 1000,
+    "hidden_size": 1 << 16,  # matrices are its square
+    "n_state": 1 << 16,
+    "output_dim": 1 << 16,
+    "intermediate_size": 1 << 20,
+    "num_attention_heads": 1 << 12,
+    "num_key_value_heads": 1 << 12,
+    "n_head": 1 << 12,
+    "head_dim": 1 << 12,
+    "vocab_size": 1 << 24,  # a logit for each is held at every step
+    "max_position_embeddings": 1 << 20,  # caches are sized by it
+    "query_num": 1 << 12,  # that many placeholder tokens for each slice
+    "patch_size": 1 << 10,  # pixels
+    "image_size": 1 << 14,  # pixels of one side; positions grow with its square
+    "n_mels": 1 << 10,
+    "n_ctx": 1 << 14,  # frames of 20 ms; attention grows with its square
+    "scale_resolution": 1 << 12,  # every picture is scaled to about its square
+    "max_slice_nums": 100,  # all slice grids are tried
+}
+_LARGEST = (1 << 63) - 1  # of other integers: sizes of files
+_LARGEST_NUMBER = 1e12  # rope_theta is the largest real one: millions
+_NORM = 0.5  # mean and standard deviation of pixels
+_AUDIO_FRONT_END = {"n_fft": 400, "hop_length": 160, "chunk_length": 30}  # samples, samples, seconds
 
 
 class JsonFile:
@@ -35,12 +65,8 @@ class JsonFile:
             CheckpointError: the file is missing, unreadable or not a JSON object.
         """
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{path}: not found; a model folder needs it") from error
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            values = json.loads(read_text(path))
+        except (ValueError, RecursionError) as error:  # ValueError also for an integer of thousands of digits
             raise CheckpointError(f"{path}: not valid JSON; download or copy it again") from error
         if not isinstance(values, dict):
             raise CheckpointError(f"{path}: expected a JSON object, got {type(values).__name__}")
@@ -53,32 +79,41 @@ class JsonFile:
         """Return the value, or None when it is absent or null."""
         return self._values.get(key)
 
+    def _value(self, key: str, default: Any) -> Any:
+        value = self._values.get(key)
+        return default if value is None else value  # null means absent, as in the original library
+
     def integer(self, key: str, default: int | None = None) -> int:
-        """Return a positive integer."""
-        value = self._values.get(key, default)
+        """Return a positive integer within the maximum of its key."""
+        value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise CheckpointError(f"{self.label}: {key} must be a positive integer, got {value!r}")
+            raise CheckpointError(f"{self.label}: {key} must be a positive integer, got {reprlib.repr(value)}")
+        maximum = _MAXIMA.get(key, _LARGEST)
+        if value > maximum:
+            raise CheckpointError(f"{self.label}: {key} must be at most {maximum}, got {reprlib.repr(value)}")
         return value
 
     def number(self, key: str) -> float:
         """Return a positive number."""
         value = self._values.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise CheckpointError(f"{self.label}: {key} must be a positive number, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= _LARGEST_NUMBER:
+            raise CheckpointError(
+                f"{self.label}: {key} must be a positive number up to {_LARGEST_NUMBER:g}, got {reprlib.repr(value)}"
+            )
         return float(value)
 
     def text(self, key: str, default: str | None = None) -> str:
         """Return a non-empty string."""
-        value = self._values.get(key, default)
+        value = self._value(key, default)
         if not isinstance(value, str) or not value:
-            raise CheckpointError(f"{self.label}: {key} must be a string, got {value!r}")
+            raise CheckpointError(f"{self.label}: {key} must be a non-empty string, got {reprlib.repr(value)}")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
         """Return a boolean."""
-        value = self._values.get(key, default)
+        value = self._value(key, default)
         if not isinstance(value, bool):
-            raise CheckpointError(f"{self.label}: {key} must be true or false, got {value!r}")
+            raise CheckpointError(f"{self.label}: {key} must be true or false, got {reprlib.repr(value)}")
         return value
 
     def section(self, key: str) -> JsonFile:
@@ -90,9 +125,9 @@ class JsonFile:
 
     def require(self, key: str, supported: Any, default: Any) -> None:
         """Raise unless the value is the one we implement."""
-        value = self._values.get(key, default)
+        value = self._value(key, default)
         if value != supported:
-            raise CheckpointError(f"{self.label}: {key} is {value!r}; only {supported!r} is supported")
+            raise CheckpointError(f"{self.label}: {key} is {reprlib.repr(value)}; only {supported!r} is supported")
 
 
 def parse_config(file: JsonFile) -> ModelConfig:
@@ -124,7 +159,8 @@ def parse_config(file: JsonFile) -> ModelConfig:
 
 def _parse_language(file: JsonFile) -> LanguageConfig:
     file.require("hidden_act", "silu", None)
-    file.require("rope_scaling", None, None)
+    for key in ("rope_scaling", "rope_parameters", "sliding_window", "quantization_config"):
+        file.require(key, None, None)
     file.require("attention_bias", False, False)
     file.require("mlp_bias", False, False)
     hidden_size, num_heads = file.integer("hidden_size"), file.integer("num_attention_heads")
@@ -159,14 +195,21 @@ def _parse_vision(file: JsonFile) -> VisionConfig:
     hidden_size, num_heads = vision.integer("hidden_size"), vision.integer("num_attention_heads")
     if hidden_size % num_heads:
         raise CheckpointError(f"{vision.label}: hidden_size {hidden_size} is not a multiple of {num_heads} heads")
-    num_layers = vision.integer("num_hidden_layers")
+    num_layers = vision.integer("num_hidden_layers") - file.flag("drop_vision_last_layer", default=False)
+    if num_layers < 1:
+        raise CheckpointError(f"{vision.label}: no layer is left without the last one; expected at least 2")
+    image_size = vision.integer("image_size")
+    if image_size < patch_size:
+        raise CheckpointError(
+            f"{vision.label}: image_size {image_size} is less than a patch; expected at least {patch_size}"
+        )
     return VisionConfig(
         hidden_size=hidden_size,
         intermediate_size=vision.integer("intermediate_size"),
-        num_layers=num_layers - file.flag("drop_vision_last_layer", default=False),
+        num_layers=num_layers,
         num_heads=num_heads,
         patch_size=patch_size,
-        num_positions_per_side=vision.integer("image_size") // patch_size,
+        num_positions_per_side=image_size // patch_size,
         layer_norm_eps=vision.number("layer_norm_eps"),
     )
 
@@ -193,7 +236,9 @@ def parse_eos_token_ids(config: JsonFile) -> tuple[int, ...]:
     value = config.optional("eos_token_id")
     ids = [] if value is None else value if isinstance(value, list) else [value]
     if not all(isinstance(id, int) and not isinstance(id, bool) for id in ids):
-        raise CheckpointError(f"{config.label}: eos_token_id must be an integer or a list of them, got {value!r}")
+        raise CheckpointError(
+            f"{config.label}: eos_token_id must be an integer or a list of them, got {reprlib.repr(value)}"
+        )
     return tuple(ids)
 
 
@@ -207,6 +252,12 @@ def parse_processor_settings(file: JsonFile, config: ModelConfig) -> ProcessorSe
     file.require("feature_size", config.audio.num_mels, None)
     file.require("image_feature_size", config.resampler.num_queries, None)
     file.require("patch_size", config.vision.patch_size, None)
+    for key in ("norm_mean", "norm_std", "mean", "std"):
+        value = file.optional(key)
+        if value is not None and value not in (_NORM, [_NORM] * 3):
+            raise CheckpointError(f"{file.label}: {key} is {reprlib.repr(value)}; only {_NORM} is supported")
+    for key, supported in _AUDIO_FRONT_END.items():
+        file.require(key, supported, supported)
     return ProcessorSettings(
         image=ImageSettings(
             scale_resolution=file.integer("scale_resolution"),
@@ -236,15 +287,18 @@ def read_chat_template(folder: Path, tokenizer_config: JsonFile) -> str:
     """Return the chat template: chat_template.jinja if there is one, else the one in tokenizer_config.json.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or its file cannot be read.
     """
     path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
+    if is_present(path):
+        text = read_text(path, "utf-8-sig")  # an editor's byte order mark would become part of the prompt
+        if not text.strip():
+            raise CheckpointError(f"{path}: is empty; expected a chat template, download or copy it again")
+        return text
     template = tokenizer_config.optional("chat_template")
     if isinstance(template, list):  # several named templates
-        named = {entry["name"]: entry["template"] for entry in template if isinstance(entry, dict)}
-        template = named.get("default")
+        named = (entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default")
+        template = next(named, {}).get("template")
     if not isinstance(template, str) or not template:
         raise CheckpointError(f"{tokenizer_config.label}: has no chat_template; this model needs one")
     return template

@@ -6,6 +6,7 @@ import logging
 import re
 from pathlib import Path
 
+from tianquan.checkpoint.plain_file import is_present
 from tianquan.errors import CheckpointError
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
@@ -26,12 +27,13 @@ def find_folder(model: str | Path, revision: str | None = None) -> Path:
         CheckpointError: no such folder, or the download fails.
     """
     path = Path(model)
-    if path.is_dir():
+    present = is_present(path)
+    if present and path.is_dir():
         if revision is not None:
             raise CheckpointError(f"{path}: is a local folder; a revision belongs to a hub id (owner/name)")
         return path
     text = str(model)
-    if path.exists():
+    if present:
         raise CheckpointError(f"{text}: is a file; expected a model folder")
     if text.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(text):
         raise CheckpointError(f"{text}: no such folder; give a model folder or a hub id (owner/name)")
@@ -50,8 +52,8 @@ def _download(hub_id: str, revision: str | None) -> Path:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{hub_id}: no such folder here, and it could not be downloaded ({type(error).__name__}); "
-            "check the name and the network, or give a local folder"
+            f"{hub_id}: no such folder here, and no download from the hub under that name ({type(error).__name__}); "
+            "if it is a folder, check its path; if it is a hub id (owner/name), check the name and the network"
         ) from error
     if revision is None:
         logger.info("%s: no revision given; this is commit %s", name, folder.name)

@@ -25,6 +25,7 @@ from tianquan.checkpoint.config_files import (
 )
 from tianquan.checkpoint.low_bit import MANIFEST, LowBitFolder, LowBitWeights, save_low_bit
 from tianquan.checkpoint.names import COMPONENT_PREFIXES, StoredName, is_ignored, stored_name
+from tianquan.checkpoint.plain_file import is_present, read_text
 from tianquan.checkpoint.safetensors_file import SafetensorsFile
 from tianquan.checkpoint.tensor_list import check_tensors, required_tensors
 from tianquan.checkpoint.weight_reader import OnProgress, WeightReader
@@ -38,6 +39,9 @@ from tianquan.quantization.recipes import Recipe, find_recipe
 
 _DENSE_FORMATS: dict[str, DenseFormat] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 DEFAULT_RECIPE = "int4"
+_FINITE_PIECE = 1 << 18  # values looked at together: they stay in the cache
+_MAGNITUDE = np.uint16(0x7FFF)  # of a 16-bit float: all bits but the sign
+_INFINITY = {"float16": np.uint16(0x7C00), "bfloat16": np.uint16(0x7F80)}  # larger bits are NaN
 _END_TOKENS = ("<|turn_end|>", "<|eos|>")
 
 Data = npt.NDArray[Any]
@@ -49,9 +53,9 @@ class TensorFiles:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         index_path = folder / "model.safetensors.index.json"
-        if index_path.is_file():
+        if is_present(index_path):
             self._files = self._open_shards(index_path)
-        elif (folder / "model.safetensors").is_file():
+        elif is_present(folder / "model.safetensors"):
             file = SafetensorsFile(folder / "model.safetensors")
             self._files = dict.fromkeys(file.tensors, file)
         else:
@@ -68,11 +72,12 @@ class TensorFiles:
         shards = {}
         for name in sorted(set(weight_map.values())):
             # A name is a name: no folder parts, so that an index cannot point outside its folder.
-            if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+            is_plain = name.isprintable() and Path(name).name == name and "\\" not in name
+            if not is_plain or not name.endswith(".safetensors"):
                 raise CheckpointError(
                     f"{index_path}: names the file {name!r}; expected a .safetensors file of the folder"
                 )
-            if not (self.folder / name).is_file():
+            if not is_present(self.folder / name):
                 raise CheckpointError(
                     f"{self.folder / name}: not found; the index names it, the checkpoint is incomplete"
                 )
@@ -168,7 +173,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _open_files(folder: Path, config: ModelConfig) -> TensorFiles | LowBitFolder:
-    if (folder / MANIFEST).is_file():
+    if is_present(folder / MANIFEST):
         return LowBitFolder.open(folder, config)
     files = TensorFiles(folder)
     check_tensors(str(folder), files.tensors, required_tensors(config))
@@ -176,13 +181,7 @@ def _open_files(folder: Path, config: ModelConfig) -> TensorFiles | LowBitFolder
 
 
 def _read_tokenizer(folder: Path, structure: Sequence[str]) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    try:
-        return Tokenizer(path.read_text(encoding="utf-8"), structure)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: not found; a model folder needs it") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as UTF-8 text") from error
+    return Tokenizer(read_text(folder / "tokenizer.json"), structure)
 
 
 def _stop_token_ids(folder: Path, config_file: JsonFile, tokenizer: Tokenizer) -> frozenset[int]:
@@ -191,7 +190,7 @@ def _stop_token_ids(folder: Path, config_file: JsonFile, tokenizer: Tokenizer) -
     The eos_token string of tokenizer_config.json is not used: the official file misspells it.
     """
     ids = set(parse_eos_token_ids(config_file))
-    if (folder / "generation_config.json").is_file():
+    if is_present(folder / "generation_config.json"):
         ids.update(parse_eos_token_ids(JsonFile.read(folder / "generation_config.json")))
     ids.update(id for token in _END_TOKENS if (id := tokenizer.special_token_id(token)) is not None)
     if not ids:
@@ -213,13 +212,17 @@ class CheckpointWeights(WeightReader):
         """See `WeightReader.vector`."""
         stored = stored_name(name)
         self._report(name, stored)
-        return self._files.dense(stored.weight)
+        return self._dense(stored.weight)
 
     def bias(self, name: str) -> DenseTensor:
-        """See `WeightReader.bias`."""
+        """See `WeightReader.bias`.
+
+        Raises:
+            CheckpointError: NaN or infinity, as for all weights: a damaged file must not become a silent answer.
+        """
         stored = stored_name(name)
         assert stored.bias is not None, name
-        bias = self._files.dense(stored.bias)
+        bias = self._dense(stored.bias)
         if stored.layout.startswith("third_"):
             return DenseTensor(_third(bias.data, stored), bias.format)
         return bias
@@ -228,22 +231,28 @@ class CheckpointWeights(WeightReader):
         """See `WeightReader.weight`.
 
         Raises:
-            CheckpointError: values that the recipe's format cannot hold.
+            CheckpointError: NaN, infinity or values that the recipe's format cannot hold.
         """
         stored = stored_name(name)
-        dense = _as_matrix(self._files.dense(stored.weight), stored, in_features, out_features)
+        dense = _as_matrix(self._dense(stored.weight), stored, in_features, out_features)
         format = self._recipe.format_of(name)
         try:
             if isinstance(format, QuantFormat):
-                values = dense.to_float32()
-                if not np.isfinite(values).all():
-                    raise CheckpointError(f"tensor {stored.weight!r} holds NaN or infinity; it cannot be quantized")
-                return self._ops.quantize(values, format)
-            return dense.cast(format)
+                return self._ops.quantize(dense.to_float32(), format)
+            cast = dense.cast(format)
+            if cast is not dense and not _is_finite(cast):
+                raise CheckpointError(f"tensor {stored.weight!r}: a value is beyond {format}; use --precision float32")
+            return cast
         except (OverflowError, ValueError) as error:
             raise CheckpointError(f"tensor {stored.weight!r}: {error}; use --precision bfloat16 or float32") from error
         finally:
             self._report(name, stored)
+
+    def _dense(self, stored: str) -> DenseTensor:
+        dense = self._files.dense(stored)
+        if not _is_finite(dense):
+            raise CheckpointError(f"tensor {stored!r} holds NaN or infinity; download or copy the checkpoint again")
+        return dense
 
     def _report(self, name: str, stored: StoredName) -> None:
         if self._on_progress is None:
@@ -253,6 +262,18 @@ class CheckpointWeights(WeightReader):
         prefix = COMPONENT_PREFIXES[component]
         done = sum(self._files.tensors[n].nbytes for n in self._read if n.startswith(prefix))
         self._on_progress(component, done, self._files.component_bytes()[component])
+
+
+def _is_finite(tensor: DenseTensor) -> bool:
+    flat = tensor.data.reshape(-1)
+    for start in range(0, flat.size, _FINITE_PIECE):
+        piece = flat[start : start + _FINITE_PIECE]
+        if tensor.format != "float32":  # on the bits: numpy has no bfloat16, and is 10 times slower on float16
+            if (piece.view(np.uint16) & _MAGNITUDE).max() >= _INFINITY[tensor.format]:
+                return False
+        elif not np.isfinite(piece).all():
+            return False
+    return True
 
 
 def _third(data: Data, stored: StoredName) -> Data:

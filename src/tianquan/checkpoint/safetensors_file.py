@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tianquan.checkpoint.plain_file import file_size
 from tianquan.errors import CheckpointError
 
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the format's own library
@@ -28,6 +29,8 @@ _NUMPY_DTYPES = {
     "I32": np.int32,
     "I64": np.int64,
 }
+_MAX_DIMENSIONS = 32  # what every numpy can hold
+_MAX_NUMBER = 1 << 62  # of a shape or offset: products stay printable, sums stay in a file offset
 _DATA_ALIGNMENT = 64  # bytes, of the start of the data in the file: a cache line
 
 
@@ -67,8 +70,8 @@ def _itemsize(dtype: str) -> int:
 
 
 def _read_header(path: Path) -> dict[str, StoredTensor]:
+    size = file_size(path)
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
             prefix = file.read(8)
             header_size = int.from_bytes(prefix, "little")
@@ -79,37 +82,72 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
             header = json.loads(file.read(header_size))
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or an integer of thousands of digits
         raise CheckpointError(f"{path}: its safetensors header is damaged; download or copy it again") from error
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: its safetensors header is damaged; download or copy it again")
     data_start = 8 + header_size
-    return {
+    tensors = {
         name: _parse_entry(path, name, entry, data_start, size)
         for name, entry in header.items()
         if name != "__metadata__"
     }
+    _check_contiguous(path, tensors, data_start, size)
+    return tensors
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < _MAX_NUMBER  # bool and float are no counts
+
+
+def _check_contiguous(path: Path, tensors: Mapping[str, StoredTensor], data_start: int, file_size: int) -> None:
+    """Raise unless the tensors fill the data without a gap or an overlap, as the format demands."""
+    position = data_start
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if tensor.offset != position:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} starts at byte {tensor.offset}, expected {position} (a gap or an overlap); "
+                "download or copy it again"
+            )
+        position += tensor.nbytes
+    if position != file_size:
+        raise CheckpointError(
+            f"{path}: its tensors end at byte {position}, the file has {file_size}; download or copy it again"
+        )
 
 
 def _parse_entry(path: Path, name: str, entry: Any, data_start: int, file_size: int) -> StoredTensor:
-    try:
-        dtype, shape = entry["dtype"], tuple(int(n) for n in entry["shape"])
-        begin, end = (int(n) for n in entry["data_offsets"])
-    except (TypeError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path}: the header entry of tensor {name!r} is damaged") from error
-    if dtype not in _NUMPY_DTYPES:
-        raise CheckpointError(f"{path}: tensor {name!r} has dtype {dtype}; expected one of {', '.join(_NUMPY_DTYPES)}")
-    expected = math.prod(shape) * np.dtype(_NUMPY_DTYPES[dtype]).itemsize
-    if min(shape, default=1) < 0 or begin < 0 or end - begin != expected:
+    fields = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if (
+        not isinstance(dtype, str)
+        or not isinstance(shape, list)
+        or not isinstance(offsets, list)
+        or len(shape) > _MAX_DIMENSIONS
+        or len(offsets) != 2
+        or not all(_is_count(n) for n in (*shape, *offsets))
+    ):
         raise CheckpointError(
-            f"{path}: tensor {name!r} has {end - begin} bytes; {dtype} {list(shape)} needs {expected}"
+            f"{path}: the header entry of tensor {name!r} is damaged; expected a dtype, a shape and two offsets; "
+            "download or copy it again"
+        )
+    begin, end = offsets
+    if dtype not in _NUMPY_DTYPES:
+        raise CheckpointError(
+            f"{path}: tensor {name!r} has dtype {dtype[:20]}; expected one of {', '.join(_NUMPY_DTYPES)}"
+        )
+    expected = math.prod(shape) * np.dtype(_NUMPY_DTYPES[dtype]).itemsize
+    if end - begin != expected:
+        raise CheckpointError(
+            f"{path}: tensor {name!r} has {end - begin} bytes; {dtype} {shape} needs {expected}; "
+            "download or copy it again"
         )
     if data_start + end > file_size:
         raise CheckpointError(
             f"{path}: truncated: tensor {name!r} ends at byte {data_start + end}, the file has {file_size}; "
             "download or copy it again"
         )
-    return StoredTensor(path, dtype, shape, data_start + begin, expected)
+    return StoredTensor(path, dtype, tuple(shape), data_start + begin, expected)
 
 
 class SafetensorsWriter:

@@ -149,7 +149,7 @@ def test_thirty_seconds_fit():
 
 
 def test_too_long_is_an_error_that_tells_the_options():
-    with pytest.raises(MediaError, match=r"30\.00 s of sound.*30 s at a time.*'chunk'.*'truncate'"):
+    with pytest.raises(MediaError, match=r"30\.00006 s of sound.*30 s at a time.*'chunk'.*'truncate'"):
         fit_long_audio(noise(MAX_SAMPLES + 1), "error")
     with pytest.raises(ParameterError, match="expected 'error', 'truncate' or 'chunk'"):
         fit_long_audio(noise(10), "cut")
@@ -241,7 +241,28 @@ def test_bad_samples(samples, message):
         as_waveform(samples, RATE)
 
 
-@pytest.mark.parametrize("rate", [0, -16_000, 999, 1_000_000, 16_000.0, None])
+@pytest.mark.parametrize("rate", [0, -16_000, 999, 1_000_000, 16_000.5, float("nan"), None, "16000", True])
 def test_bad_sample_rates(rate):
     with pytest.raises(ParameterError, match="whole number of Hz"):
         as_waveform(noise(100), rate)
+
+
+@pytest.mark.parametrize("rate", [16_000.0, np.int64(16_000), np.float64(16_000), np.uint16(16_000)])
+def test_whole_sample_rates_of_any_type(rate):
+    samples = noise(100)
+    np.testing.assert_array_equal(as_waveform(samples, rate), samples)
+
+
+def test_ragged_samples():
+    with pytest.raises(MediaError, match="unequal shapes"):
+        as_waveform([[0.0, 0.1], [0.2]], RATE)
+
+
+def test_errors_name_the_sound():
+    for failing in (
+        lambda: fit_long_audio(noise(MAX_SAMPLES + 1), "error", label="talk.wav"),
+        lambda: prepare_audio([noise(10)], 128, labels=["talk.wav"]),
+        lambda: as_waveform(np.zeros(10, np.int32), RATE, "talk.wav"),
+    ):
+        with pytest.raises(MediaError, match=r"^talk\.wav: "):
+            failing()

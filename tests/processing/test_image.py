@@ -6,6 +6,8 @@ import contextlib
 import io
 import json
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -16,7 +18,7 @@ import pytest
 from PIL import Image
 
 from tianquan.errors import MediaError, ParameterError
-from tianquan.processing.image import ImageSettings, patchify, slice_image, to_rgb
+from tianquan.processing.image import ImageSettings, decoded_rgb, patchify, slice_image, to_rgb
 from tianquan.processing.media import load_image, sniff
 from tianquan.request import ImagePolicy, SliceGrid
 
@@ -283,3 +285,47 @@ def test_patches_have_the_order_of_a_convolution_weight():
             window = pixels[14 * row : 14 * row + 14, 14 * col : 14 * col + 14].astype(float)
             expected = np.einsum("yxc,ocyx->o", window, weight)
             np.testing.assert_allclose(product[3 * row + col], expected)
+
+
+# Pictures in memory -----------------------------------------------------------------------------------------
+def test_an_array_is_a_picture():
+    pixels = np.asarray(picture())
+    assert decoded_rgb(pixels, MAX_PIXELS).tobytes() == picture().tobytes()
+    assert decoded_rgb(pixels[:, ::-1], MAX_PIXELS).size == (40, 30)
+
+
+def closed() -> Image.Image:
+    image = Image.open(io.BytesIO(saved(picture(), "PNG")))
+    image.close()
+    return image
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((30, 40), np.uint8), "expected .H, W, 3. of uint8"),
+        (np.zeros((30, 40, 4), np.uint8), "expected .H, W, 3. of uint8"),
+        (np.zeros((30, 40, 3), np.float32), "type float32"),
+        (np.zeros((0, 40, 3), np.uint8), "empty .40 x 0"),
+        (np.broadcast_to(np.uint8(0), (10_001, 10_000, 3)), "more than the cap"),
+        (Image.new("RGB", (0, 0)), "empty .0 x 0"),
+        (Image.new("F", (5, 5)), "floating-point"),
+        (Image.new("La", (5, 5)), "mode La"),
+        (closed(), "closed"),
+        (Image.open(io.BytesIO(saved(picture(400, 300), "PNG")[:300])), "cut short"),
+    ],
+)
+def test_pictures_in_memory_that_cannot_be_used(image, message):
+    with pytest.raises(MediaError, match=f"^image 2: .*{message}"):
+        decoded_rgb(image, MAX_PIXELS, "image 2")
+
+
+def test_a_damaged_exif_block_prints_nothing():
+    data = saved(picture(), "JPEG", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f")
+    code = (
+        "import sys; from tianquan.processing.media import load_image\n"
+        "print(load_image(sys.stdin.buffer.read(), 10_000).size)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=False)
+    assert done.stderr == b""
+    assert done.stdout.strip() == b"(40, 30)"

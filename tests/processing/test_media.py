@@ -184,8 +184,9 @@ def test_cover_art_is_no_video():
 
 @pytest.mark.parametrize("container", ["mp4", "matroska"])
 def test_video_is_not_sound(container):
-    with pytest.raises(MediaError, match="this is a video; expected sound"):
+    with pytest.raises(MediaError, match="this is a video; expected sound; extract") as caught:
         load_waveform(video(container), 60)
+    assert "give it as a video" not in str(caught.value)
 
 
 def test_length_cap_while_decoding():
@@ -201,6 +202,20 @@ def test_length_cap_while_decoding():
 def test_absurd_sample_rates_are_refused(rate):
     with pytest.raises(MediaError):
         load_waveform(wav(np.zeros(4000), rate), 3600)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf, 1e5, -17.0])
+@pytest.mark.parametrize("kind", ["<f4", "<f8"])
+def test_float_samples_that_are_no_sound(value, kind, tmp_path):
+    samples = np.zeros(4000, kind)
+    samples[3000] = value
+    width = samples.itemsize
+    head = struct.pack("<HHIIHH", 3, 1, RATE, RATE * width, width, 8 * width)
+    body = b"WAVEfmt " + struct.pack("<I", len(head)) + head + b"data" + struct.pack("<I", samples.nbytes)
+    path = tmp_path / "float.wav"
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(body) + samples.nbytes) + body + samples.tobytes())
+    with pytest.raises(MediaError, match=r"^float\.wav: .*(NaN or infinity|full scale at 1)"):
+        load_waveform(path, 60)
 
 
 @pytest.mark.parametrize("field", [0, 0xFFFFFFFF, 0x7FFFFFFF])

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import base64
+import io
 
+import numpy as np
 import pytest
 
 from tianquan.errors import MediaError, PromptError
@@ -64,11 +66,16 @@ def test_openai_parts():
         [{"role": "user", "content": [{"type": "video_url", "video_url": {"url": "a"}}]}],
         [{"role": "user", "content": [5]}],
         [{"role": "user", "content": "x", "name": "y"}],
+        [{"role": "user", "content": "x", "name": "y", 5: 6}],
+        [{"role": "user", "content": {"text": "x", "line\nfeed": "y", 5: 6}}],
+        [{"role": np.zeros(3), "content": "x"}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "a", "detail": np.zeros(3)}}]}],
     ],
 )
 def test_wrong_forms_are_refused(messages):
-    with pytest.raises(PromptError):
+    with pytest.raises(PromptError) as caught:
         parse_messages(messages)
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize(
@@ -91,3 +98,22 @@ def test_errors_do_not_print_content():
     with pytest.raises(PromptError) as error:
         one([{"type": "secret", "text": "my private words"}])
     assert "private" not in str(error.value)
+
+
+@pytest.mark.parametrize("data", [bytearray(b"abc"), io.BytesIO(b"abc")])
+def test_bytes_in_other_containers(data):
+    assert one({"image": data}).images[0].source == b"abc"
+
+
+def test_tuples():
+    samples = np.zeros(3, np.float32)
+    for rate in (16_000, 16_000.0, np.int64(16_000), "16000"):  # `as_waveform` judges it
+        assert one({"audio": (samples, rate)}).audios[0][1] is rate
+    with pytest.raises(MediaError, match="a tuple of 3"):
+        one({"audio": (samples, 16_000, 1)})
+
+
+def test_a_url_is_quoted_in_one_line():
+    with pytest.raises(MediaError) as caught:
+        one({"image": "ht\ntp://example.org"})
+    assert str(caught.value).isprintable()

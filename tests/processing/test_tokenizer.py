@@ -3,11 +3,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Library
 
-from tianquan.errors import CheckpointError
+from tianquan.errors import CheckpointError, PromptError
 from tianquan.processing.tokenizer import StreamDecoder, Tokenizer
 
 NO_BREAKER = "\ue000"
@@ -30,6 +30,7 @@ def library(definition):
 
 @given(text=st.text(max_size=80))
 def test_plain_text_as_the_library_has_it_and_back(tokenizer, library, text):
+    assume(not any(token in text for token in tokenizer.special_tokens))  # hypothesis reads our source
     token_ids = tokenizer.encode_text(text)
     assert token_ids == library.encode(text, add_special_tokens=False).ids
     assert tokenizer.decode(token_ids) == text
@@ -104,3 +105,42 @@ def test_a_tokenizer_of_another_kind_is_refused(definition):
     parsed["decoder"] = None
     with pytest.raises(CheckpointError, match="byte-level"):
         Tokenizer(json.dumps(parsed))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"id": 5}, "<|turn_end|>.*has id 5"),
+        ({"content": ""}, "content ''"),
+        ({"single_word": True}, "<|turn_end|>.*single_word"),
+    ],
+)
+def test_added_tokens_are_held_against_the_library(definition, change, message):
+    parsed = json.loads(definition)
+    next(token for token in parsed["added_tokens"] if token["content"] == "<|turn_end|>").update(change)
+    with pytest.raises(CheckpointError, match=message.replace("|", r"\|")):
+        Tokenizer(json.dumps(parsed))
+
+
+@pytest.mark.parametrize("text", ["a\ud800b", "\udc00"])
+def test_half_a_surrogate_pair_is_refused(tokenizer, text):
+    with pytest.raises(PromptError, match="not valid Unicode"):
+        tokenizer.encode_text(text)
+
+
+class PanicException(BaseException):
+    """Stands in for pyo3's, which Python code cannot import."""
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"), [(PanicException, PromptError), (KeyboardInterrupt, KeyboardInterrupt)]
+)
+def test_a_panic_of_the_library_is_an_error_of_ours(definition, raised, expected):
+    class Failing:
+        def encode(self, text, add_special_tokens):
+            raise raised
+
+    tokenizer = Tokenizer(definition)
+    tokenizer._bpe = Failing()
+    with pytest.raises(expected):
+        tokenizer.encode_text("a")

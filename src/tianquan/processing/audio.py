@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tianquan.errors import MediaError, ParameterError
+from tianquan.processing.labels import printable
 from tianquan.request import AudioInput, LongAudio
 
 Waveform = npt.NDArray[np.float32]  # (N,) mono, 16 kHz, nominally in [-1, 1]
@@ -85,12 +86,13 @@ def _resampled(resampler: av.AudioResampler, frame: av.AudioFrame | None) -> Ite
     return (out.to_ndarray()[0] for out in resampler.resample(frame) if out is not None)
 
 
-def as_waveform(samples: npt.ArrayLike, sample_rate: int) -> Waveform:
+def as_waveform(samples: npt.ArrayLike, sample_rate: float, label: str = "audio") -> Waveform:
     """Turn samples held in memory into a mono 16 kHz waveform.
 
     Args:
         samples: (N,) or (N, 2); int16, or float32 / float64 with full scale at 1.
-        sample_rate: of `samples`, 1 000 to 192 000 Hz.
+        sample_rate: of `samples`, 1 000 to 192 000 Hz; a float must be a whole number.
+        label: what errors call the sound.
 
     Returns:
         int16 samples give what a WAV file of them gives; floats are averaged over channels and are not
@@ -100,27 +102,29 @@ def as_waveform(samples: npt.ArrayLike, sample_rate: int) -> Waveform:
         MediaError: another shape or type, no samples, NaN or infinity, or values far outside [-1, 1].
         ParameterError: a sample rate that is no whole number or out of range.
     """
+    if isinstance(sample_rate, float | np.floating) and float(sample_rate).is_integer():
+        sample_rate = int(sample_rate)
     if not isinstance(sample_rate, int | np.integer) or not MIN_SOURCE_RATE <= sample_rate <= MAX_SOURCE_RATE:
         raise ParameterError(
-            f"sample_rate is {sample_rate!r}; expected a whole number of Hz, {MIN_SOURCE_RATE} to {MAX_SOURCE_RATE}"
+            f"{label}: sample_rate is {printable(repr(sample_rate))}; expected a whole number of Hz, "
+            f"{MIN_SOURCE_RATE} to {MAX_SOURCE_RATE}"
         )
-    array = np.asarray(samples)
+    try:
+        array = np.asarray(samples)
+    except (TypeError, ValueError) as error:
+        raise MediaError(f"{label}: samples of unequal shapes; expected (N,) or (N, 2), not empty") from error
+    shape = array.shape
     if array.ndim == 1:
         array = array[:, None]
     if array.ndim != 2 or array.shape[1] not in (1, 2) or array.size == 0:
-        raise MediaError(f"audio: samples of shape {np.shape(samples)}; expected (N,) or (N, 2), not empty")
+        raise MediaError(f"{label}: samples of shape {shape}; expected (N,) or (N, 2), not empty")
     if array.dtype == np.int16:
         waveform = _resample(array, int(sample_rate), "s16")
         waveform /= S16_SCALE
         return waveform
     if array.dtype not in (np.float32, np.float64):
-        raise MediaError(f"audio: samples of type {array.dtype}; expected int16, float32 or float64")
-    _require_finite(array)
-    if np.abs(array).max() > MAX_AMPLITUDE:
-        raise MediaError(
-            f"audio: a sample of {np.abs(array).max():g}; float samples have full scale at 1; "
-            "divide, or pass integers as int16"
-        )
+        raise MediaError(f"{label}: samples of type {array.dtype}; expected int16, float32 or float64")
+    require_amplitude(array, label)
     return _resample(array.mean(axis=1, keepdims=True).astype(np.float32), int(sample_rate), "flt")
 
 
@@ -139,13 +143,30 @@ def _resample(samples: npt.NDArray[Any], sample_rate: int, sample_format: str) -
     return np.concatenate(blocks).astype(np.float32) if blocks else np.zeros(0, np.float32)
 
 
-def _require_finite(samples: npt.NDArray[Any]) -> None:
+def require_amplitude(samples: npt.NDArray[Any], label: str) -> None:
+    """Raise MediaError when float samples are not finite or far outside [-1, 1]."""
+    _require_finite(samples, label)
+    largest = np.abs(samples).max(initial=0)
+    if largest > MAX_AMPLITUDE:
+        raise MediaError(
+            f"{label}: a sample of {largest:g}; float samples have full scale at 1; divide, or pass integers as int16"
+        )
+
+
+def _require_finite(samples: npt.NDArray[Any], label: str) -> None:
     if not np.isfinite(samples).all():
-        raise MediaError("audio: the samples hold NaN or infinity; check where they come from")
+        raise MediaError(f"{label}: the samples hold NaN or infinity; check where they come from")
+
+
+def _seconds(num_samples: int) -> str:
+    """Write a length so that one sample too many shows: 30.00006, not 30.00."""
+    return f"{num_samples / SAMPLE_RATE:.5f}".rstrip("0").rstrip(".")
 
 
 # Long sound -------------------------------------------------------------------------------------------------
-def fit_long_audio(waveform: Waveform, mode: LongAudio, max_samples: int = MAX_SAMPLES) -> list[Waveform]:
+def fit_long_audio(
+    waveform: Waveform, mode: LongAudio, max_samples: int = MAX_SAMPLES, label: str = "audio"
+) -> list[Waveform]:
     """Bring a recording to clips the encoder can take.
 
     Args:
@@ -153,6 +174,7 @@ def fit_long_audio(waveform: Waveform, mode: LongAudio, max_samples: int = MAX_S
         mode: "error" refuses what is too long, "truncate" keeps the beginning, "chunk" cuts at quiet places;
             every sample is then in exactly one clip, and the last clip is at least a second long.
         max_samples: longest clip; never more than 30 s.
+        label: what errors call the sound.
 
     Returns:
         One clip, or the chunks in order: views of `waveform`.
@@ -168,7 +190,7 @@ def fit_long_audio(waveform: Waveform, mode: LongAudio, max_samples: int = MAX_S
         return [waveform]
     if mode == "error":
         raise MediaError(
-            f"audio: {len(waveform) / SAMPLE_RATE:.2f} s of sound; the model takes {max_samples / SAMPLE_RATE:g} "
+            f"{label}: {_seconds(len(waveform))} s of sound; the model takes {max_samples / SAMPLE_RATE:g} "
             "s at a time; use long audio mode 'chunk' (split at quiet places) or 'truncate' (keep the start)"
         )
     if mode == "truncate":
@@ -248,7 +270,9 @@ def log_mel(waveform: Waveform, num_mels: int, num_frames: int = MAX_MEL_FRAMES)
     return ((mel + 4.0) / 4.0).astype(np.float32)
 
 
-def prepare_audio(waveforms: Sequence[Waveform], num_mels: int, max_frames: int = 1500) -> list[AudioInput]:
+def prepare_audio(
+    waveforms: Sequence[Waveform], num_mels: int, max_frames: int = 1500, labels: Sequence[str] = ()
+) -> list[AudioInput]:
     """Prepare all clips of one conversation for the audio encoder.
 
     The original encodes them in one call, with the mel cut to twice the encoder frames of the longest clip.
@@ -260,24 +284,28 @@ def prepare_audio(waveforms: Sequence[Waveform], num_mels: int, max_frames: int 
         waveforms: (N,) each, as `fit_long_audio` returns them.
         num_mels: bands of the checkpoint.
         max_frames: encoder frames of the checkpoint's position table (1500 = 30 s).
+        labels: what errors call each clip; "audio" by default.
 
     Raises:
         MediaError: a clip too short for one token, longer than the position table, or not finite.
     """
     counts = [audio_counts(len(waveform)) for waveform in waveforms]
     cut = max((2 * count.encoder_frames for count in counts), default=0)
-    return [_prepare_clip(*pair, num_mels, cut, max_frames) for pair in zip(waveforms, counts, strict=True)]
+    named = zip(waveforms, counts, labels or ["audio"] * len(counts), strict=True)
+    return [_prepare_clip(clip, count, num_mels, cut, max_frames, label) for clip, count, label in named]
 
 
-def _prepare_clip(waveform: Waveform, counts: AudioCounts, num_mels: int, cut: int, max_frames: int) -> AudioInput:
+def _prepare_clip(
+    waveform: Waveform, counts: AudioCounts, num_mels: int, cut: int, max_frames: int, label: str
+) -> AudioInput:
     milliseconds = 1000 * len(waveform) / SAMPLE_RATE
     if counts.tokens == 0:
         least = 1000 * MIN_SAMPLES // SAMPLE_RATE
-        raise MediaError(f"audio: {milliseconds:g} ms of sound; the model needs at least {least} ms")
+        raise MediaError(f"{label}: {milliseconds:g} ms of sound; the model needs at least {least} ms")
     if counts.encoder_frames > max_frames or len(waveform) > MAX_SAMPLES:
         longest = min(max_frames * 2 * HOP_LEN, MAX_SAMPLES) / SAMPLE_RATE
-        raise MediaError(f"audio: {milliseconds / 1000:.2f} s of sound in one clip; the model takes {longest:g} s")
-    _require_finite(waveform)
+        raise MediaError(f"{label}: {_seconds(len(waveform))} s of sound in one clip; the model takes {longest:g} s")
+    _require_finite(waveform, label)
     mel = log_mel(waveform, num_mels, min(cut, 2 * counts.encoder_frames + 1))
     # The encoder's output depends on the cut only through that one frame, so the mel is all there is to key.
     digest = hashlib.blake2b(repr((mel.shape, counts.encoder_frames)).encode() + mel.tobytes(), digest_size=32)

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,10 @@ from PIL import Image
 
 from tianquan.errors import MediaError, ParameterError
 from tianquan.request import ImageInput, ImagePolicy, SliceGrid
+
+# Pillow tells about damaged EXIF blocks, which only state an orientation here; `catch_warnings` around the
+# decoding would not be safe with threads.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 Size = tuple[int, int]  # (width, height) in pixels
 
@@ -63,9 +69,9 @@ class SlicePlan:
     slice: Size | None  # `resized` over the grid
 
 
-def require_pixels(image: Image.Image, max_pixels: int, label: str = "image") -> None:
+def require_pixels(size: Size, max_pixels: int, label: str = "image") -> None:
     """Raise MediaError when a picture, decoded or not, has more than `max_pixels` pixels."""
-    width, height = image.size
+    width, height = size
     if width * height > max_pixels:
         raise MediaError(
             f"{label}: the picture has {width} x {height} = {width * height} pixels, more than the cap "
@@ -108,7 +114,45 @@ def to_rgb(image: Image.Image, label: str = "image") -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def plan_slices(width: int, height: int, scale_resolution: int, patch_size: int, max_slices: int) -> SlicePlan:
+def decoded_rgb(picture: Image.Image | npt.NDArray[Any], max_pixels: int, label: str = "image") -> Image.Image:
+    """Bring a picture that is already in memory to what `media.load_image` makes of a file.
+
+    Args:
+        picture: of any mode `to_rgb` takes, or an array (H, W, 3) of uint8.
+        max_pixels: cap on width * height.
+        label: what errors call the picture.
+
+    Raises:
+        MediaError: empty, too large, closed, cut short, or of another mode, shape or type.
+    """
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            raise MediaError(
+                f"{label}: an array of shape {picture.shape} and type {picture.dtype}; expected (H, W, 3) of uint8"
+            )
+        size = (picture.shape[1], picture.shape[0])
+    else:
+        size = picture.size
+    if min(size) == 0:
+        raise MediaError(f"{label}: the picture is empty ({size[0]} x {size[1]} pixels); expected at least one pixel")
+    require_pixels(size, max_pixels, label)
+    if isinstance(picture, np.ndarray):
+        return Image.fromarray(np.ascontiguousarray(picture))
+    try:
+        picture.load()  # a file opened lazily is read only now
+        return to_rgb(turn_upright(picture), label)
+    except MediaError:
+        raise
+    except Exception as error:  # whatever a damaged file or an unusual mode leads to in Pillow
+        raise MediaError(
+            f"{label}: the picture (mode {picture.mode}) is closed, cut short or of a mode that has no RGB; "
+            "open it again or convert it to RGB"
+        ) from error
+
+
+def plan_slices(
+    width: int, height: int, scale_resolution: int, patch_size: int, max_slices: int, label: str = "image"
+) -> SlicePlan:
     """Decide the overview, the grid and the slice size of a picture.
 
     Args:
@@ -117,6 +161,7 @@ def plan_slices(width: int, height: int, scale_resolution: int, patch_size: int,
         scale_resolution: side of the square whose area a slice has.
         patch_size: every side becomes a multiple of it.
         max_slices: most slices beside the overview; 0 and 1 mean the overview only.
+        label: what errors call the picture.
 
     Raises:
         MediaError: so long and thin that one slice takes over 4096 patches.
@@ -138,7 +183,7 @@ def plan_slices(width: int, height: int, scale_resolution: int, patch_size: int,
     max_patches = max(MAX_PATCHES, 4 * (scale_resolution // patch_size) ** 2)  # of a checkpoint with larger slices
     if num_patches > max_patches:
         raise MediaError(
-            f"image: {width} x {height} pixels are too long and thin: one slice would take {num_patches} "
+            f"{label}: {width} x {height} pixels are too long and thin: one slice would take {num_patches} "
             f"patches, more than {max_patches}; crop it or cut it into pieces"
         )
     return plan
@@ -194,13 +239,14 @@ def slice_limit(settings: ImageSettings, policy: ImagePolicy) -> int:
     return limit
 
 
-def slice_image(image: Image.Image, settings: ImageSettings, policy: ImagePolicy) -> ImageInput:
+def slice_image(image: Image.Image, settings: ImageSettings, policy: ImagePolicy, label: str = "image") -> ImageInput:
     """Resize and cut a picture.
 
     Args:
         image: mode RGB, any size.
         settings: the checkpoint's.
         policy: the user's limits.
+        label: what errors call the picture.
 
     Returns:
         The overview, then the slices row by row, each (height, width, 3) uint8.
@@ -211,7 +257,7 @@ def slice_image(image: Image.Image, settings: ImageSettings, policy: ImagePolicy
     """
     assert image.mode == "RGB"
     max_slices = slice_limit(settings, policy)
-    plan = plan_slices(*image.size, settings.scale_resolution, settings.patch_size, max_slices)
+    plan = plan_slices(*image.size, settings.scale_resolution, settings.patch_size, max_slices, label)
     slices = [np.array(image.resize(plan.overview, Image.Resampling.BICUBIC))]
     if plan.resized is not None and plan.slice is not None:
         pixels = np.asarray(image.resize(plan.resized, Image.Resampling.BICUBIC))

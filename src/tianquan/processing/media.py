@@ -38,8 +38,16 @@ from PIL import (
 )
 
 from tianquan.errors import MediaError
-from tianquan.processing.audio import MAX_SOURCE_RATE, MIN_SOURCE_RATE, S16_SCALE, SAMPLE_RATE, mono_blocks
+from tianquan.processing.audio import (
+    MAX_SOURCE_RATE,
+    MIN_SOURCE_RATE,
+    S16_SCALE,
+    SAMPLE_RATE,
+    mono_blocks,
+    require_amplitude,
+)
 from tianquan.processing.image import require_pixels, to_rgb, turn_upright
+from tianquan.processing.labels import printable
 
 HEAD_LEN = 4_096  # bytes; holds every signature and the first MP3 frame with its Xing header
 
@@ -65,6 +73,7 @@ _DEMUXERS = {
     "audio/webm": "matroska",
 }
 _PCM_SAMPLES = ("s16le", "s16be", "s24le", "s24be", "s32le", "s32be", "f32le", "f32be", "f64le", "f64be")
+_FLOAT_PCM = tuple(f"pcm_{samples}" for samples in _PCM_SAMPLES if samples.startswith("f"))
 _DECODERS = {
     *(f"pcm_{samples}" for samples in _PCM_SAMPLES),
     *("pcm_u8", "pcm_alaw", "pcm_mulaw", "adpcm_ms", "adpcm_ima_wav", "flac", "alac"),
@@ -172,19 +181,19 @@ def _refused_name(head: bytes) -> str | None:
 
 class _Opened(NamedTuple):
     file: BinaryIO  # at its start
-    label: str  # the file's name, or "image" / "audio" for bytes
+    label: str  # the file's name, or what the caller calls bytes
     kind: str
     head: bytes  # the first bytes, those after an ID3 tag if there is one
     size: int  # bytes, without the ID3 tag
 
 
-def _open(source: bytes | Path, noun: str, kinds: Collection[str], expected: str) -> _Opened:
+def _open(source: bytes | Path, label: str, kinds: Collection[str], expected: str) -> _Opened:
     """Open a source and hold its format against the allow-list.
 
     Raises:
         MediaError: missing, a folder, unreadable, empty or of another format.
     """
-    file, label = (io.BytesIO(source), noun) if isinstance(source, bytes) else _open_file(source)
+    file, label = (io.BytesIO(source), label) if isinstance(source, bytes) else _open_file(source)
     try:
         head = file.read(HEAD_LEN)
         kind = sniff(head)
@@ -209,8 +218,7 @@ def _open(source: bytes | Path, noun: str, kinds: Collection[str], expected: str
 
 def _open_file(path: Path) -> tuple[BinaryIO, str]:
     """Open a regular file, and give the name it has in messages: short, printable, without its folder."""
-    label = path.name if path.name.isprintable() else ascii(path.name)
-    label = label if len(label) <= 80 else label[:77] + "..."
+    label = printable(path.name)
     try:
         if path.is_dir():
             raise MediaError(f"{label}: this is a folder; expected a file")
@@ -221,12 +229,13 @@ def _open_file(path: Path) -> tuple[BinaryIO, str]:
         raise MediaError(f"{label}: the file cannot be opened; check its name and permissions") from error
 
 
-def load_image(source: bytes | Path, max_pixels: int) -> Image.Image:
+def load_image(source: bytes | Path, max_pixels: int, label: str = "image") -> Image.Image:
     """Decode a picture: upright, over white where it is transparent, 8 bits a channel.
 
     Args:
         source: the file's bytes or its path. Of an animation the first frame is taken.
         max_pixels: cap on width * height, compared with the header before anything is decoded.
+        label: what errors call the picture where it has no file name.
 
     Returns:
         A picture of mode RGB.
@@ -234,7 +243,7 @@ def load_image(source: bytes | Path, max_pixels: int) -> Image.Image:
     Raises:
         MediaError: missing, not a picture of the allow-list, too large, damaged or cut short.
     """
-    file, label, kind, _, _ = _open(source, "image", _IMAGE_READERS, _PICTURE_FORMATS)
+    file, label, kind, _, _ = _open(source, label, _IMAGE_READERS, _PICTURE_FORMATS)
     damaged = f"{label}: the {_NAMES[kind]} picture is damaged or cut short; save or download it again"
     with file:
         # Pillow's readers raise whatever a damaged field leads to: OSError, SyntaxError, struct.error, ...
@@ -242,7 +251,7 @@ def load_image(source: bytes | Path, max_pixels: int) -> Image.Image:
             image: Image.Image = _IMAGE_READERS[kind](file)
         except Exception as error:
             raise MediaError(damaged) from error
-        require_pixels(image, max_pixels, label)
+        require_pixels(image.size, max_pixels, label)
         try:
             image.load()
         except Exception as error:
@@ -250,12 +259,13 @@ def load_image(source: bytes | Path, max_pixels: int) -> Image.Image:
         return to_rgb(turn_upright(image), label)
 
 
-def load_waveform(source: bytes | Path, max_seconds: float) -> npt.NDArray[np.float32]:
+def load_waveform(source: bytes | Path, max_seconds: float, label: str = "audio") -> npt.NDArray[np.float32]:
     """Decode the first sound stream of a file and mix and resample it to mono 16 kHz.
 
     Args:
         source: the file's bytes or its path.
         max_seconds: cap on the length; decoding stops there, whatever the header says.
+        label: what errors call the sound where it has no file name.
 
     Returns:
         (samples,) in [-1, 1). A 16 kHz mono 16-bit file gives its own samples / 32768, bit for bit.
@@ -263,7 +273,7 @@ def load_waveform(source: bytes | Path, max_seconds: float) -> npt.NDArray[np.fl
     Raises:
         MediaError: missing, not sound of the allow-list, a video, too long, silent of data, damaged or cut.
     """
-    opened = _open(source, "audio", _DEMUXERS, _SOUND_FORMATS)
+    opened = _open(source, label, _DEMUXERS, _SOUND_FORMATS)
     with opened.file:
         _check_riff_len(opened)
         try:
@@ -352,7 +362,7 @@ def _check_riff_len(opened: _Opened) -> None:
 def _sound_stream(container: InputContainer, label: str) -> AudioStream:
     """Take the first sound stream; a picture that moves makes the file a video, a cover does not."""
     if any(not stream.disposition & Disposition.attached_pic for stream in container.streams.video):
-        raise MediaError(f"{label}: this is a video; expected sound; give it as a video or extract its sound track")
+        raise MediaError(f"{label}: this is a video; expected sound; extract its sound track first")
     if not container.streams.audio:
         raise MediaError(f"{label}: there is no sound in the file; expected {_SOUND_FORMATS}")
     stream = container.streams.audio[0]
@@ -392,4 +402,6 @@ def _decoded_frames(
                     f"{label}: a sample rate of {frame.sample_rate} Hz; expected {MIN_SOURCE_RATE} to "
                     f"{MAX_SOURCE_RATE} Hz; the header is probably damaged"
                 )
+            if stream.codec_context.name in _FLOAT_PCM:  # conversion to integers would hide what is no sound
+                require_amplitude(frame.to_ndarray(), label)
             yield frame

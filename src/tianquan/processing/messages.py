@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +22,12 @@ import numpy as np
 from PIL import Image
 
 from tianquan.errors import MediaError, PromptError
+from tianquan.processing.labels import printable
 from tianquan.request import Role
 
-# What a picture or a clip may be given as: a path, encoded bytes, a decoded picture, (samples, sample rate).
-MediaSource = str | Path | bytes | Image.Image | tuple[Any, int] | np.ndarray[Any, Any]
+# What a picture or a clip may be given as: a path, encoded bytes, a decoded picture as an image or as an array
+# (H, W, 3) of uint8, or (samples, sample rate).
+MediaSource = str | Path | bytes | Image.Image | tuple[Any, Any] | np.ndarray[Any, Any]
 Detail = Literal["auto", "low", "high"]
 
 _VENDOR_KEYS = ("text", "image", "audio")
@@ -71,11 +74,11 @@ def _parse_message(message: Any, where: str) -> Message:
         raise PromptError(f"{where} must be an object with role and content, got {_describe(message)}")
     role: Any = message.get("role")
     content = message.get("content")
-    if role not in get_args(Role):
+    if not _is_one_of(role, Role):
         raise PromptError(f"{where}.role must be one of {', '.join(get_args(Role))}, got {_describe(role)}")
-    extra = sorted(set(message) - {"role", "content"})
+    extra = sorted(set(message) - {"role", "content"}, key=str)
     if extra:
-        raise PromptError(f"{where} has unsupported keys: {', '.join(map(str, extra))}")
+        raise PromptError(f"{where} has unsupported keys: {_names(extra)}")
     if isinstance(content, str):
         return Message(role, content, is_plain=True)
     if isinstance(content, Mapping):
@@ -86,9 +89,9 @@ def _parse_message(message: Any, where: str) -> Message:
 
 
 def _parse_vendor(role: Role, content: Mapping[str, Any], where: str) -> Message:
-    extra = sorted(set(content) - set(_VENDOR_KEYS))
+    extra = sorted(set(content) - set(_VENDOR_KEYS), key=str)
     if extra:
-        raise PromptError(f"{where} has unsupported keys: {', '.join(map(str, extra))}; expected {_VENDOR_KEYS}")
+        raise PromptError(f"{where} has unsupported keys: {_names(extra)}; expected {_VENDOR_KEYS}")
     text = content.get("text")
     if text is not None and not isinstance(text, str):
         raise PromptError(f"{where}.text must be a string, got {_describe(text)}")
@@ -98,7 +101,7 @@ def _parse_vendor(role: Role, content: Mapping[str, Any], where: str) -> Message
         if isinstance(value, list):
             listed.add(key)
         values = value if isinstance(value, list) else [] if value is None else [value]
-        media[key] = [_parse_source(v, f"{where}.{key}") for v in values]
+        media[key] = [parse_source(v, f"{where}.{key}") for v in values]
     if text is None and not media["image"] and not media["audio"]:
         raise PromptError(f"{where} is empty; expected text, image or audio")
     images = tuple(ImageReference(source) for source in media["image"])
@@ -118,7 +121,7 @@ def _parse_parts(role: Role, parts: Sequence[Any], where: str) -> Message:
             images.append(_parse_image_url(part.get("image_url"), f"{here}.image_url"))
         elif kind == "audio_url":
             url = part.get("audio_url")
-            audios.append(_parse_source(url.get("url") if isinstance(url, Mapping) else url, f"{here}.audio_url"))
+            audios.append(parse_source(url.get("url") if isinstance(url, Mapping) else url, f"{here}.audio_url"))
         elif kind == "input_audio":
             audio = part.get("input_audio")
             if not isinstance(audio, Mapping) or not isinstance(audio.get("data"), str):
@@ -138,16 +141,25 @@ def _parse_image_url(value: Any, where: str) -> ImageReference:
     url: Any
     detail: Any
     url, detail = (value.get("url"), value.get("detail", "auto")) if isinstance(value, Mapping) else (value, "auto")
-    if detail not in get_args(Detail):
+    if not _is_one_of(detail, Detail):
         raise PromptError(f"{where}.detail must be one of {', '.join(get_args(Detail))}, got {_describe(detail)}")
-    return ImageReference(_parse_source(url, where), detail)
+    return ImageReference(parse_source(url, where), detail)
 
 
-def _parse_source(value: Any, where: str) -> MediaSource:
-    """Return a source with data: URLs decoded; other URLs are refused, nothing is fetched here."""
+def parse_source(value: Any, where: str) -> MediaSource:
+    """Return a source with data: URLs decoded; other URLs are refused, nothing is fetched here.
+
+    Raises:
+        PromptError: of a type no medium is given as.
+        MediaError: a URL that would have to be fetched, base64 that is not, a tuple of other than two.
+    """
+    if isinstance(value, bytearray | io.BytesIO):
+        return value.getvalue() if isinstance(value, io.BytesIO) else bytes(value)
     if isinstance(value, Path | bytes | Image.Image | np.ndarray):
         return value
-    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], int):
+    if isinstance(value, tuple):
+        if len(value) != 2:
+            raise MediaError(f"{where}: a tuple of {len(value)}; expected (samples, sample rate)")
         return value
     if not isinstance(value, str) or not value:
         raise PromptError(f"{where} must be a path, a data: URL or bytes, got {_describe(value)}")
@@ -158,7 +170,7 @@ def _parse_source(value: Any, where: str) -> MediaSource:
         return _decode_base64(data, where)
     scheme, separator, _ = value.partition("://")
     if separator:
-        raise MediaError(f"{where}: {scheme}: URLs are not fetched; give a local path or a data: URL")
+        raise MediaError(f"{where}: {printable(scheme, 20)}: URLs are not fetched; give a local path or a data: URL")
     return value
 
 
@@ -169,10 +181,18 @@ def _decode_base64(data: str, where: str) -> bytes:
         raise MediaError(f"{where}: not valid base64") from error
 
 
+def _is_one_of(value: Any, literal: Any) -> bool:
+    return isinstance(value, str) and value in get_args(literal)
+
+
 def _describe(value: Any) -> str:
     """Name a wrong value without printing a user's content."""
     if isinstance(value, Mapping):
-        return f"an object with keys {sorted(map(str, value))[:6]}"
+        return f"an object with keys {_names(sorted(value, key=str)[:6]) or 'none'}"
     if isinstance(value, str):
         return repr(value[:40])
     return type(value).__name__
+
+
+def _names(keys: Sequence[Any]) -> str:
+    return ", ".join(printable(str(key), 40) for key in keys[:20])

@@ -10,25 +10,23 @@ so templates that trim, compare or measure it see what the original would see.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from PIL import Image
 
 from tianquan.errors import CheckpointError, MediaError, PromptError
 from tianquan.processing.audio import as_waveform, fit_long_audio, prepare_audio
-from tianquan.processing.image import ImageSettings, require_pixels, slice_image, to_rgb, turn_upright
+from tianquan.processing.chat_template import ChatTemplate
+from tianquan.processing.image import ImageSettings, decoded_rgb, slice_image
+from tianquan.processing.labels import printable
 from tianquan.processing.media import load_image, load_waveform
-from tianquan.processing.messages import ImageReference, MediaSource, Message, parse_messages
+from tianquan.processing.messages import ImageReference, MediaSource, Message, parse_messages, parse_source
 from tianquan.processing.tokenizer import Tokenizer
 from tianquan.request import AudioInput, FeatureSpan, ImageInput, ImagePolicy, MediaPolicy, Prompt
 
@@ -102,8 +100,7 @@ class Processor:
         self.tokenizer = tokenizer
         self.settings = settings
         self._special_strings = special_strings
-        self._template_source = chat_template
-        self._template = _compile_template(chat_template)
+        self._template = ChatTemplate(chat_template)
         self._token_ids: dict[str, int] = {}
         for token in settings.tokens.all():
             token_id = tokenizer.special_token_id(token)
@@ -120,7 +117,7 @@ class Processor:
         self,
         messages: Any,
         policy: MediaPolicy | None = None,
-        media_root: Path | None = None,
+        media_root: str | Path | None = None,
     ) -> Prompt:
         """Return the prompt for a conversation, ready for the assistant's answer.
 
@@ -134,7 +131,12 @@ class Processor:
             MediaError: a picture or a clip that cannot be used.
         """
         turns = parse_messages(messages)
-        return self.assemble(turns, self.load_media(turns, policy or MediaPolicy(), media_root))
+        prompt = self.assemble(turns, self.load_media(turns, policy or MediaPolicy(), media_root))
+        if not len(prompt.token_ids):
+            raise PromptError(
+                "the chat template gave an empty prompt; expected at least one token; check the checkpoint's template"
+            )
+        return prompt
 
     # Template ---------------------------------------------------------------------------------------------
     def render_messages(self, messages: Any) -> tuple[str, str]:
@@ -147,24 +149,15 @@ class Processor:
         Raises:
             PromptError: the template refuses the conversation or fails.
         """
-        breaker = _unused_character([self._template_source, *(turn.text for turn in turns if turn.text)])
+        breaker = _unused_character([self._template.source, *(turn.text for turn in turns if turn.text)])
         content = [self._template_message(turn, breaker) for turn in turns]
-        try:
-            text = self._template.render(
-                messages=content,
-                add_generation_prompt=add_generation_prompt,
-                tools=None,
-                documents=None,
-                **self._special_strings,
-            )
-        except PromptError:
-            raise
-        except jinja2.TemplateError as error:
-            raise PromptError(f"the checkpoint's chat template refuses these messages: {error}") from error
-        except Exception as error:  # whatever an expression of the template can raise
-            raise PromptError(
-                f"the checkpoint's chat template fails on these messages ({type(error).__name__}: {error})"
-            ) from error
+        text = self._template.render(
+            messages=content,
+            add_generation_prompt=add_generation_prompt,
+            tools=None,
+            documents=None,
+            **self._special_strings,
+        )
         return text, breaker
 
     def _template_message(self, turn: Message, breaker: str) -> dict[str, Any]:
@@ -189,50 +182,65 @@ class Processor:
         return text
 
     # Media ------------------------------------------------------------------------------------------------
-    def load_media(self, turns: Sequence[Message], policy: MediaPolicy, root: Path | None = None) -> LoadedMedia:
+    def load_media(self, turns: Sequence[Message], policy: MediaPolicy, root: str | Path | None = None) -> LoadedMedia:
         """Return all pictures and recordings of a conversation, ready for the encoders.
 
         Raises:
             MediaError: one cannot be used.
         """
-        images = tuple(self._load_image(image, policy, root) for turn in turns for image in turn.images)
-        recordings = [self.load_clips(audio, policy, root) for turn in turns for audio in turn.audios]
+        images = [image for turn in turns for image in turn.images]
+        audios = [audio for turn in turns for audio in turn.audios]
+        loaded = [
+            self._load_image(image, policy, root, f"image {n} of the conversation") for n, image in enumerate(images, 1)
+        ]
+        names = [f"audio {n} of the conversation" for n in range(1, len(audios) + 1)]
+        recordings = [self.load_clips(audio, policy, root, name) for audio, name in zip(audios, names, strict=True)]
+        labels = [
+            _label(audio, name) for audio, name, clips in zip(audios, names, recordings, strict=True) for _ in clips
+        ]
         waveforms = [waveform for clips in recordings for waveform in clips]
-        prepared = iter(prepare_audio(waveforms, self.settings.num_mels, self.settings.max_audio_frames))
-        return LoadedMedia(images, tuple(tuple(next(prepared) for _ in clips) for clips in recordings))
+        num_mels, max_frames = self.settings.num_mels, self.settings.max_audio_frames
+        prepared = iter(prepare_audio(waveforms, num_mels, max_frames, labels))
+        return LoadedMedia(tuple(loaded), tuple(tuple(next(prepared) for _ in clips) for clips in recordings))
 
-    def _load_image(self, image: ImageReference, policy: MediaPolicy, root: Path | None) -> ImageInput:
+    def _load_image(
+        self, image: ImageReference, policy: MediaPolicy, root: str | Path | None, label: str
+    ) -> ImageInput:
         source = image.source
-        if isinstance(source, Image.Image):
-            require_pixels(source, policy.max_pixels)
-            picture = to_rgb(turn_upright(source))
+        if isinstance(source, Image.Image | np.ndarray):
+            picture = decoded_rgb(source, policy.max_pixels, label)
         elif isinstance(source, str | Path | bytes):
-            picture = load_image(_resolve(source, root), policy.max_pixels)
+            picture = load_image(_resolve(source, root), policy.max_pixels, label)
         else:
-            raise MediaError(f"a picture must be a path, bytes or a PIL image, got {type(source).__name__}")
+            raise MediaError(
+                f"{label}: a picture must be a path, bytes, a PIL image or an array, got {type(source).__name__}"
+            )
         image_policy = policy.image
         if image.detail == "low":
             image_policy = ImagePolicy(max_slices=0, max_image_tokens=image_policy.max_image_tokens)
-        return slice_image(picture, self.settings.image, image_policy)
+        return slice_image(picture, self.settings.image, image_policy, _label(source, label))
 
     def load_clips(
-        self, source: MediaSource, policy: MediaPolicy, root: Path | None = None
+        self, source: MediaSource, policy: MediaPolicy, root: str | Path | None = None, label: str = "audio"
     ) -> list[npt.NDArray[np.float32]]:
         """Return the clips (samples,) at `sample_rate` of one recording: several when it is long and split.
+
+        `label` is what errors call a recording that is no file.
 
         Raises:
             MediaError: it cannot be decoded, or is too long for the policy.
         """
+        source = parse_source(source, label)
         if isinstance(source, str | Path | bytes):
-            waveform = load_waveform(_resolve(source, root), policy.max_audio_seconds)
+            waveform = load_waveform(_resolve(source, root), policy.max_audio_seconds, label)
         elif isinstance(source, tuple):
-            waveform = as_waveform(*source)
+            waveform = as_waveform(*source, label)
         else:
             raise MediaError(
-                f"a recording must be a path, bytes or (samples, sample rate), got {type(source).__name__}"
+                f"{label}: a recording must be a path, bytes or (samples, sample rate), got {type(source).__name__}"
             )
         max_samples = self.settings.max_audio_frames * _SAMPLES_PER_FRAME
-        return fit_long_audio(waveform, policy.long_audio, max_samples)
+        return fit_long_audio(waveform, policy.long_audio, max_samples, _label(source, label))
 
     # Tokens -----------------------------------------------------------------------------------------------
     def assemble(self, turns: Sequence[Message], media: LoadedMedia, add_generation_prompt: bool = True) -> Prompt:
@@ -311,10 +319,15 @@ class _PromptBuilder:
         self.spans.append(span)
 
 
-def _resolve(source: str | Path | bytes, root: Path | None) -> Path | bytes:
+def _resolve(source: str | Path | bytes, root: str | Path | None) -> Path | bytes:
     if isinstance(source, bytes):
         return source
-    return Path(source) if root is None else root / source
+    return Path(source) if root is None else Path(root) / source
+
+
+def _label(source: MediaSource, default: str) -> str:
+    """Return what errors call a medium: its file's name if it has one."""
+    return printable(Path(source).name) if isinstance(source, str | Path) else default
 
 
 def _unused_character(texts: Sequence[str]) -> str:
@@ -323,26 +336,3 @@ def _unused_character(texts: Sequence[str]) -> str:
         if chr(code) not in used:
             return chr(code)
     raise PromptError("the messages use every private-use character; at least one must be free")
-
-
-def _compile_template(source: str) -> jinja2.Template:
-    """Return the template with the functions that templates of the field expect."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as error:
-        raise CheckpointError(f"the checkpoint's chat template does not parse: {error}") from error
-
-
-def _to_json(value: Any, indent: int | None = None, ensure_ascii: bool = False) -> str:
-    """Jinja's own filter escapes HTML; prompts are not HTML."""
-    return json.dumps(value, indent=indent, ensure_ascii=ensure_ascii)
-
-
-def _raise_exception(message: str) -> None:
-    raise PromptError(f"the checkpoint's chat template refuses these messages: {message}")

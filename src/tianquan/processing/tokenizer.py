@@ -11,10 +11,12 @@ import json
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from tokenizers import Tokenizer as BpeTokenizer
 
-from tianquan.errors import CheckpointError
+from tianquan.errors import CheckpointError, PromptError
+from tianquan.processing.labels import printable
 
 
 def _byte_of_character() -> dict[str, int]:
@@ -67,6 +69,8 @@ class Tokenizer:
             ) from error
         if '"ByteLevel"' not in json.dumps(parsed.get("decoder")):
             raise CheckpointError("tokenizer.json is not a byte-level tokenizer; this model's is")
+        for token in added:
+            _check_added(token, self._bpe)
         self._bpe.encode_special_tokens = True  # special token strings inside text are text
         self._special = {
             token["content"]: _SpecialToken(token["id"], token["lstrip"], token["rstrip"])
@@ -84,8 +88,26 @@ class Tokenizer:
         return max(self._bpe.get_vocab().values())
 
     def encode_text(self, text: str) -> list[int]:
-        """Return the ids of plain text."""
-        return list(self._bpe.encode(text, add_special_tokens=False).ids)
+        """Return the ids of plain text.
+
+        Raises:
+            PromptError: the text holds half a surrogate pair, or is more than the library can take.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise PromptError(
+                f"the text is not valid Unicode (half a surrogate pair at character {error.start}); "
+                "expected whole characters; decode it as UTF-8 or UTF-16 again"
+            ) from error
+        try:
+            return list(self._bpe.encode(text, add_special_tokens=False).ids)
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of the Rust library, not an Exception
+                raise
+            raise PromptError(
+                f"the tokenizer cannot split a text of {len(text)} characters; make it shorter or break it into lines"
+            ) from error
 
     def special_token_id(self, token: str) -> int | None:
         """Return the id of a special token, or None when the vocabulary has no such special token."""
@@ -128,6 +150,24 @@ class Tokenizer:
     def decode(self, token_ids: Iterable[int]) -> str:
         """Return the text of token ids; bytes that are not UTF-8 become U+FFFD."""
         return b"".join(map(self.token_bytes, token_ids)).decode("utf-8", errors="replace")
+
+
+def _check_added(token: dict[str, Any], bpe: BpeTokenizer) -> None:
+    """Hold an added token against the library's view: a wrong id here would be a wrong token in every prompt."""
+    content, token_id = token["content"], token["id"]
+    name = repr(printable(str(content)))
+    if not isinstance(content, str) or not content:
+        raise CheckpointError(f"tokenizer.json: added token {token_id!r} has content {name}; expected a string")
+    actual = bpe.token_to_id(content)
+    if actual != token_id:
+        raise CheckpointError(
+            f"tokenizer.json: added token {name} has id {token_id!r}, the vocabulary gives it {actual!r}; "
+            "download or copy it again"
+        )
+    if token["special"] and token.get("single_word"):
+        raise CheckpointError(
+            f"tokenizer.json: special token {name} is single_word, expected false; other kinds are not supported"
+        )
 
 
 class StreamDecoder:

@@ -4,7 +4,8 @@ A recipe is data: an ordered list of (pattern of weight names, format); the firs
 only place that decides. Around it everything is fixed, for every recipe and backend:
 
     activations        float32 at every border (embedding, resampler output, audio projection, hidden states)
-    low-bit products   activations rounded to 8 bits per row and group, exact integer sums, float32 scaling
+    low-bit products   activations rounded to 8 bits (7 beside int8 weights) per row and group, exact integer sums,
+                       float32 scaling
     dense products     float32 sums, whatever the storage format
     keys and values    float16 (rounding 2^-11, far below that of the weights); float32 under `float32`
     norms, softmax, rope, logits, sampling    float32

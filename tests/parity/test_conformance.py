@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tianquan.llm import GREEDY
-from tolerances import CONFORMANCE, OTHER_AUDIO_DECODER, relative_rmse
+from tolerances import OTHER_AUDIO_DECODER, conformance, relative_rmse
 
 CASES = sorted((Path(__file__).parents[1] / "conformance" / "cases").glob("*.json"))
 
@@ -29,8 +29,8 @@ def test_trace(case, llm, media_root):
     features = [name for name in tensors if "features" in name]
     assert sorted(features) == sorted(name for name in arrays if "features" in name)
     for name in features:
-        assert relative_rmse(arrays[name], tensors[name]) < CONFORMANCE, name
-    assert relative_rmse(trace.logits[-8:], tensors["logits_last8"]) < CONFORMANCE
+        assert relative_rmse(arrays[name], tensors[name]) < conformance(), name
+    assert relative_rmse(trace.logits[-8:], tensors["logits_last8"]) < conformance()
     top = trace.logits.max(axis=1, keepdims=True)
     logsumexp = np.log(np.exp((trace.logits - top).astype(np.float64)).sum(axis=1)) + top[:, 0]
     assert logsumexp.mean() == pytest.approx(float(tensors["mean_logsumexp"][0]), abs=1e-5)

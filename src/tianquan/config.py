@@ -39,11 +39,6 @@ class VisionConfig:
     layer_norm_eps: float  # 1e-6
 
     @property
-    def head_dim(self) -> int:
-        """Channels of one attention head (72)."""
-        return self.hidden_size // self.num_heads
-
-    @property
     def patch_dim(self) -> int:
         """Values of one flattened RGB patch (588)."""
         return 3 * self.patch_size * self.patch_size
@@ -76,11 +71,6 @@ class AudioConfig:
     num_layers: int  # 32
     output_size: int  # 2560
     layer_norm_eps: float  # 1e-5
-
-    @property
-    def head_dim(self) -> int:
-        """Channels of one attention head (64)."""
-        return self.hidden_size // self.num_heads
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,47 +12,12 @@ from safetensors import safe_open
 import tianquan
 from json_files import edit_json
 from shards import rewrite_shard
+from tianquan.benchmark.synthetic import OFFICIAL_CONFIG
 from tianquan.checkpoint import find_folder, open_checkpoint
 from tianquan.checkpoint.config_files import JsonFile, parse_config
 from tianquan.checkpoint.safetensors_file import SafetensorsFile, write_safetensors
 from tianquan.checkpoint.tensor_list import required_tensors
 from tianquan.errors import CheckpointError
-
-OFFICIAL_CONFIG = {
-    "model_type": "megrezo",
-    "hidden_act": "silu",
-    "hidden_size": 2560,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 40,
-    "num_key_value_heads": 10,
-    "intermediate_size": 7168,
-    "vocab_size": 122880,
-    "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 5e6,
-    "query_num": 64,
-    "patch_size": 14,
-    "vision_config": {
-        "hidden_size": 1152,
-        "intermediate_size": 4304,
-        "num_hidden_layers": 27,
-        "num_attention_heads": 16,
-        "image_size": 980,
-        "patch_size": 14,
-        "layer_norm_eps": 1e-6,
-        "hidden_act": "gelu_pytorch_tanh",
-    },
-    "audio_config": {
-        "n_mels": 128,
-        "n_ctx": 1500,
-        "n_state": 1280,
-        "n_head": 20,
-        "n_layer": 32,
-        "output_dim": 2560,
-        "avg_pool": True,
-        "add_audio_bos_eos_token": True,
-    },
-}
 
 
 def test_the_official_layout_has_1231_tensors_and_4_billion_parameters():

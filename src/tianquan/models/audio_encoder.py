@@ -17,27 +17,12 @@ from collections.abc import Sequence
 
 from tianquan.backends.ops import Array, Ops
 from tianquan.config import AudioConfig
+from tianquan.models.encoder_layer import EncoderLayer, EncoderLayerShape
 from tianquan.models.vision_encoder import segment_offsets
 from tianquan.models.weights import WeightSource
 from tianquan.request import AudioInput
 
 _KERNEL = 3  # frames of both convolutions
-
-
-class _Layer:
-    def __init__(self, config: AudioConfig, weights: WeightSource, name: str) -> None:
-        size = config.hidden_size
-        self.attention_norm = weights.norm(f"{name}.attention_norm", size)
-        self.query_key_value = weights.linear_group(
-            [f"{name}.attention.{part}" for part in ("query", "key", "value")],
-            size,
-            [size] * 3,
-            [True, False, True],  # Whisper's key projection has no bias: softmax would cancel it
-        )
-        self.attention_output = weights.linear(f"{name}.attention.output", size, size, bias=True)
-        self.mlp_norm = weights.norm(f"{name}.mlp_norm", size)
-        self.up = weights.linear(f"{name}.mlp.up", size, 4 * size, bias=True)
-        self.down = weights.linear(f"{name}.mlp.down", 4 * size, size, bias=True)
 
 
 class AudioEncoder:
@@ -51,7 +36,15 @@ class AudioEncoder:
         self._conv2 = weights.linear("audio.conv2", _KERNEL * size, size, bias=True)
         # Loaded, never computed: the trained table is not the sinusoid formula.
         self._positions = weights.parameter("audio.position_embedding", (config.max_frames, size))
-        self._layers = [_Layer(config, weights, f"audio.layers.{n}") for n in range(config.num_layers)]
+        shape = EncoderLayerShape(
+            hidden_size=size,
+            intermediate_size=4 * size,
+            num_heads=config.num_heads,
+            layer_norm_eps=config.layer_norm_eps,
+            activation="gelu",
+            key_bias=False,  # Whisper has none: softmax would cancel it
+        )
+        self._layers = [EncoderLayer(shape, weights, f"audio.layers.{n}", ops) for n in range(config.num_layers)]
         self._final_norm = weights.norm("audio.final_norm", size)
         self._projection = weights.linear("audio.projection", size, config.output_size, bias=True)
         self._begin_end = weights.parameter("audio.begin_end", (2, config.output_size))
@@ -62,16 +55,7 @@ class AudioEncoder:
         hidden = ops.concatenate([self._embed(clip) for clip in clips])  # (F, C)
         offsets = segment_offsets([clip.num_frames for clip in clips])
         for layer in self._layers:
-            x = ops.layer_norm(hidden, *layer.attention_norm, config.layer_norm_eps)
-            q, k, v = (
-                part.reshape(-1, config.num_heads, config.head_dim)
-                for part in ops.linear_group(x, layer.query_key_value)
-            )  # (F, H, D)
-            x = ops.attention(q, k, v, offsets, offsets, causal=False)
-            hidden = ops.linear(x.reshape(-1, config.hidden_size), layer.attention_output, residual=hidden)
-            x = ops.layer_norm(hidden, *layer.mlp_norm, config.layer_norm_eps)
-            x = ops.linear(x, layer.up, activation="gelu")
-            hidden = ops.linear(x, layer.down, residual=hidden)
+            hidden = layer(hidden, offsets)
 
         pooled = ops.concatenate(
             [

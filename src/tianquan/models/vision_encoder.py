@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from tianquan.backends.ops import Array, Ops
 from tianquan.config import VisionConfig
+from tianquan.models.encoder_layer import EncoderLayer, EncoderLayerShape
 from tianquan.models.weights import WeightSource
 
 PatchGrid = tuple[int, int]  # (rows, columns) of patches of one slice
@@ -51,19 +52,6 @@ def segment_offsets(lengths: Sequence[int]) -> npt.NDArray[np.int32]:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
 
 
-class _Layer:
-    def __init__(self, config: VisionConfig, weights: WeightSource, name: str) -> None:
-        size = config.hidden_size
-        self.attention_norm = weights.norm(f"{name}.attention_norm", size)
-        self.query_key_value = weights.linear_group(
-            [f"{name}.attention.{part}" for part in ("query", "key", "value")], size, [size] * 3, [True] * 3
-        )
-        self.attention_output = weights.linear(f"{name}.attention.output", size, size, bias=True)
-        self.mlp_norm = weights.norm(f"{name}.mlp_norm", size)
-        self.up = weights.linear(f"{name}.mlp.up", size, config.intermediate_size, bias=True)
-        self.down = weights.linear(f"{name}.mlp.down", config.intermediate_size, size, bias=True)
-
-
 class VisionEncoder:
     """Pixels of slices to one feature vector per patch."""
 
@@ -76,7 +64,15 @@ class VisionEncoder:
         self._positions = weights.parameter(
             "vision.position_embedding", (config.num_positions_per_side**2, config.hidden_size)
         )
-        self._layers = [_Layer(config, weights, f"vision.layers.{n}") for n in range(config.num_layers)]
+        shape = EncoderLayerShape(
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_heads=config.num_heads,
+            layer_norm_eps=config.layer_norm_eps,
+            activation="gelu_tanh",
+            key_bias=True,
+        )
+        self._layers = [EncoderLayer(shape, weights, f"vision.layers.{n}", ops) for n in range(config.num_layers)]
         self._final_norm = weights.norm("vision.final_norm", config.hidden_size)
 
     def __call__(self, patches: Sequence[npt.NDArray[np.uint8]], grids: Sequence[PatchGrid]) -> Array:
@@ -107,16 +103,7 @@ class VisionEncoder:
         )  # (P, C)
         offsets = segment_offsets([rows * cols for rows, cols in grids])
         for layer in self._layers:
-            x = ops.layer_norm(hidden, *layer.attention_norm, config.layer_norm_eps)
-            q, k, v = (
-                part.reshape(-1, config.num_heads, config.head_dim)
-                for part in ops.linear_group(x, layer.query_key_value)
-            )  # (P, H, D)
-            x = ops.attention(q, k, v, offsets, offsets, causal=False)
-            hidden = ops.linear(x.reshape(-1, config.hidden_size), layer.attention_output, residual=hidden)
-            x = ops.layer_norm(hidden, *layer.mlp_norm, config.layer_norm_eps)
-            x = ops.linear(x, layer.up, activation="gelu_tanh")
-            hidden = ops.linear(x, layer.down, residual=hidden)
+            hidden = layer(hidden, offsets)
         return ops.layer_norm(hidden, *self._final_norm, config.layer_norm_eps)
 
     def _position_ids(self, grids: Sequence[PatchGrid]) -> npt.NDArray[np.int32]:

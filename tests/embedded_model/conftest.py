@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
+from embedded_model.samples import SampleStream
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # the generator is a package beside src, not part of the wheel
-
-from embedded_model.samples import SampleStream  # noqa: E402
-
-from embedded_model import espeak, fonts, speech  # noqa: E402
+from embedded_model import espeak, fonts, speech
 
 
 @pytest.fixture(scope="session")

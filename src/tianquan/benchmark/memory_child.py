@@ -1,6 +1,6 @@
 """Run in a process of its own by the benchmark: what a fresh start costs in time and memory.
 
-python -m tianquan.benchmark.memory_child FOLDER BACKEND THREADS text|all
+python -m tianquan.benchmark.memory_child FOLDER THREADS text|all
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from tianquan.llm import GREEDY, load
 
 def main() -> None:
     """Load, answer once with text only or with all inputs, and print seconds and bytes as JSON."""
-    folder, backend, threads, inputs = sys.argv[1:]
+    folder, threads, inputs = sys.argv[1:]
     start = time.perf_counter()
-    llm = load(folder, backend=backend, threads=int(threads) or None)  # type: ignore[arg-type]  # checked by load
+    llm = load(folder, threads=int(threads) or None)
     seconds = time.perf_counter() - start
     content: dict[str, object] = {"text": "Hello " * 32}
     if inputs == "all":

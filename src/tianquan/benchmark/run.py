@@ -82,7 +82,7 @@ def run_benchmark(
 def run_child(folder: Path, threads: int | None, inputs: str) -> dict[str, Any]:
     """Return what a fresh process reports; see `memory_child`."""
     module = "tianquan.benchmark.memory_child"
-    command = [sys.executable, "-m", module, str(folder), "native", str(threads or 0), inputs]
+    command = [sys.executable, "-m", module, str(folder), str(threads or 0), inputs]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
         raise TianquanError(f"the measuring process failed: {result.stderr.strip().splitlines()[-1]}")

@@ -156,8 +156,9 @@ def _check_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
 
 
 def _check_replace(text: Any, old: Any, new: Any, *_: Any) -> None:
-    if isinstance(text, str | bytes) and isinstance(old, type(text)) and isinstance(new, type(text)):
-        _require_len(len(text) + text.count(old) * len(new))  # type: ignore[arg-type]
+    for kind in (str, bytes):
+        if isinstance(text, kind) and isinstance(old, kind) and isinstance(new, kind):
+            _require_len(len(text) + text.count(old) * len(new))
 
 
 def _check_join(separator: Any, values: list[Any]) -> None:

@@ -156,9 +156,8 @@ def _check_arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
 
 
 def _check_replace(text: Any, old: Any, new: Any, *_: Any) -> None:
-    for kind in (str, bytes):
-        if isinstance(text, kind) and isinstance(old, kind) and isinstance(new, kind):
-            _require_len(len(text) + text.count(old) * len(new))
+    if any(all(isinstance(value, kind) for value in (text, old, new)) for kind in (str, bytes)):
+        _require_len(len(text) + text.count(old) * len(new))
 
 
 def _check_join(separator: Any, values: list[Any]) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, get_args
@@ -61,6 +61,11 @@ class NativeKVCache(KVCache):
 
     key_scales: Float32 | None = None  # (L, N, K, S)
     value_scales: Float32 | None = None
+
+    def arrays(self) -> tuple[Float32, ...]:
+        """See `KVCache.arrays`."""
+        scales = () if self.key_scales is None or self.value_scales is None else (self.key_scales, self.value_scales)
+        return (self.keys, self.values, *scales)
 
     def stores(self) -> ctypes.Array[structs.KeyValueStore]:
         """Return the C description of every layer."""
@@ -274,6 +279,10 @@ class NativeOps:
     def to_numpy(self, x: Float32) -> Float32:
         """See `Ops.to_numpy`."""
         return x
+
+    def apply_layer(self, layer: Callable[..., Float32], hidden: Float32, *arguments: Any) -> Float32:
+        """See `Ops.apply_layer`."""
+        return layer(hidden, *arguments)
 
     def concatenate(self, arrays: Sequence[Float32]) -> Float32:
         """See `Ops.concatenate`."""

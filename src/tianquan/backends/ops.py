@@ -10,7 +10,7 @@ stored tensor into a handle once (`make_*`), and only that backend looks inside 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -115,6 +115,10 @@ class Ops(Protocol):
 
     def to_numpy(self, x: Array) -> npt.NDArray[np.float32]:
         """Return an array of this backend as float32 host data."""
+        ...
+
+    def apply_layer(self, layer: Callable[..., Array], hidden: Array, *arguments: Any) -> Array:
+        """Return `layer(hidden, *arguments)`. A backend that trains may compute it twice to store less."""
         ...
 
     def concatenate(self, arrays: Sequence[Array]) -> Array:

@@ -7,7 +7,7 @@ Legend as in `ops.py`: T rows, C channels, H heads, K kv heads, D head dim, S ke
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,6 +131,10 @@ class ReferenceOps:
     def to_numpy(self, x: Float32) -> Float32:
         """See `Ops.to_numpy`."""
         return x
+
+    def apply_layer(self, layer: Callable[..., Float32], hidden: Float32, *arguments: Any) -> Float32:
+        """See `Ops.apply_layer`."""
+        return layer(hidden, *arguments)
 
     def concatenate(self, arrays: Sequence[Float32]) -> Float32:
         """See `Ops.concatenate`."""

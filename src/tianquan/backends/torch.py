@@ -9,7 +9,7 @@ Legend as in `ops.py`: T rows, C channels, H heads, K kv heads, D head dim, B se
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from tianquan.backends.kv_cache import KVCache, SequenceBatch
 from tianquan.backends.ops import Activation, DecoderLayer, DecoderShape, FusedDecoder, Offsets, Weight
@@ -26,8 +27,18 @@ from tianquan.quantization.dense import DenseTensor
 from tianquan.quantization.format import INT4_BIAS, PANEL, QuantFormat, QuantizedTensor
 from tianquan.quantization.quantizers import quantize
 
+_MAX_PADDING = 0.2  # of a group of segments that attend in one call
 _QUERY_ROWS = 256  # of one masked attention block: the mask is (256, S), never (S, S)
 _ACTIVATIONS = {"gelu": "none", "gelu_tanh": "tanh"}
+
+
+@dataclass(frozen=True)
+class _RopeTable:
+    positions: npt.NDArray[np.int32]  # (T,)
+    half: int
+    theta: float
+    cos: Tensor  # (T, 1, half)
+    sin: Tensor
 
 
 @dataclass
@@ -73,6 +84,8 @@ class TorchOps:
 
     Args:
         device: `cpu`, `cuda` or `cuda:N`.
+        recompute_layers: keep only the layers' inputs for gradients and compute the rest again (gradient
+            checkpointing): less memory, about a third more time.
 
     Raises:
         BackendError: the device is not there.
@@ -80,7 +93,9 @@ class TorchOps:
 
     name = "torch"
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, device: str = "cpu", recompute_layers: bool = False) -> None:
+        self._recompute_layers = recompute_layers
+        self._rope_table: _RopeTable | None = None
         try:
             self.device = torch.device(device)
             torch.empty(1, device=self.device)
@@ -149,6 +164,12 @@ class TorchOps:
         """See `Ops.to_numpy`."""
         return x.detach().to("cpu", torch.float32).numpy()
 
+    def apply_layer(self, layer: Callable[..., Tensor], hidden: Tensor, *arguments: Any) -> Tensor:
+        """See `Ops.apply_layer`."""
+        if self._recompute_layers and torch.is_grad_enabled():
+            return checkpoint(layer, hidden, *arguments, use_reentrant=False)
+        return layer(hidden, *arguments)
+
     def concatenate(self, arrays: Sequence[Tensor]) -> Tensor:
         """See `Ops.concatenate`."""
         return torch.cat(list(arrays))
@@ -193,9 +214,14 @@ class TorchOps:
     def rope(self, x: Tensor, positions: npt.NDArray[np.int32], theta: float) -> Tensor:
         """See `Ops.rope`."""
         half = x.shape[-1] // 2
-        exponents = np.arange(half, dtype=np.float32) / np.float32(half)
-        angles = positions[:, None].astype(np.float32) * (1.0 / theta**exponents).astype(np.float32)
-        cos, sin = (self.array(f(angles))[:, None, :].to(x.dtype) for f in (np.cos, np.sin))
+        table = self._rope_table
+        if table is None or table.positions is not positions or (table.half, table.theta) != (half, theta):
+            exponents = np.arange(half, dtype=np.float32) / np.float32(half)
+            angles = positions[:, None].astype(np.float32) * (1.0 / theta**exponents).astype(np.float32)
+            cos, sin = (self.array(f(angles))[:, None, :] for f in (np.cos, np.sin))
+            # Every layer asks for the same positions, twice: the last table is kept.
+            self._rope_table = table = _RopeTable(positions, half, theta, cos, sin)
+        cos, sin = table.cos.to(x.dtype), table.sin.to(x.dtype)
         low, high = x[..., :half], x[..., half:]
         return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)
 
@@ -207,13 +233,23 @@ class TorchOps:
         self, q: Tensor, k: Tensor, v: Tensor, query_offsets: Offsets, key_offsets: Offsets, causal: bool
     ) -> Tensor:
         """See `Ops.attention`."""
-        parts = [
-            _attend(q[q0:q1], k[k0:k1], v[k0:k1], causal)
-            for q0, q1, k0, k1 in zip(
-                query_offsets[:-1], query_offsets[1:], key_offsets[:-1], key_offsets[1:], strict=True
-            )
-        ]
-        return torch.cat(parts)
+        num_queries, num_keys = np.diff(query_offsets), np.diff(key_offsets)
+        if len(num_keys) == 1:
+            return _attend(q, k, v, causal)
+        parts, order = [], []
+        for members in _similar_lengths(num_keys):
+            queries, query_is_real = _padded_rows(query_offsets[members], num_queries[members])
+            keys, key_is_real = _padded_rows(key_offsets[members], num_keys[members])
+            # Causal rows never see the padding, which comes last.
+            mask = None if causal or key_is_real.all() else self._index(key_is_real).bool()[:, None, None, :]
+            rows, columns = self._index(queries), self._index(keys)
+            attended = _attend_batch(q[rows], k[columns], v[columns], causal, mask)  # (B, T, H, D)
+            parts.append(attended.flatten(0, 1)[self._index(np.flatnonzero(query_is_real))])
+            order.append(queries[query_is_real])
+        return torch.cat(parts)[self._index(np.argsort(np.concatenate(order)))]
+
+    def _index(self, rows: npt.NDArray[Any]) -> Tensor:
+        return torch.as_tensor(rows, dtype=torch.long, device=self.device)
 
     def cached_attention(
         self, q: Tensor, k: Tensor, v: Tensor, cache: KVCache, layer: int, batch: SequenceBatch
@@ -235,15 +271,41 @@ class TorchOps:
         return torch.cat(parts)
 
 
+def _similar_lengths(lengths: npt.NDArray[np.integer[Any]]) -> Iterator[npt.NDArray[np.int64]]:
+    """Yield groups of segments, by number, whose padding to the longest costs a share of `_MAX_PADDING` at most."""
+    order = np.argsort(lengths, kind="stable")
+    start, total = 0, 0
+    for stop, member in enumerate(order):
+        if (stop + 1 - start) * lengths[member] > (1 + _MAX_PADDING) * (total + lengths[member]):
+            yield order[start:stop]
+            start, total = stop, 0
+        total += lengths[member]
+    yield order[start:]
+
+
+def _padded_rows(
+    starts: npt.NDArray[np.int32], lengths: npt.NDArray[np.integer[Any]]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Return row numbers (B, longest) of segments, the last one repeated as padding, and which are real."""
+    columns = np.arange(lengths.max())
+    rows = starts[:, None] + np.minimum(columns, lengths[:, None] - 1)
+    return rows.astype(np.int64), columns < lengths[:, None]
+
+
 def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
     """Softmax attention of one segment: q (T, H, D), k and v (S, K, D); result (T, H, D)."""
-    num_rows, num_heads, _ = q.shape
-    num_keys, num_kv_heads, _ = k.shape
+    return _attend_batch(q[None], k[None], v[None], causal)[0]
+
+
+def _attend_batch(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None = None) -> Tensor:
+    """Softmax attention of B segments: q (B, T, H, D), k and v (B, S, K, D), mask (B, 1, 1, S); result (B, T, H, D)."""
+    _, num_rows, num_heads, _ = q.shape
+    _, num_keys, num_kv_heads, _ = k.shape
     if num_heads != num_kv_heads:
-        k, v = (x.repeat_interleave(num_heads // num_kv_heads, dim=1) for x in (k, v))
-    query, key, value = (x.transpose(0, 1)[None] for x in (q, k, v))  # (1, H, T, D), (1, H, S, D)
+        k, v = (x.repeat_interleave(num_heads // num_kv_heads, dim=2) for x in (k, v))
+    query, key, value = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, T, D), (B, H, S, D)
     if not causal or num_rows == 1:
-        out = functional.scaled_dot_product_attention(query, key, value)
+        out = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     elif num_rows == num_keys:
         out = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
     else:  # new rows at the end of a longer past: torch's is_causal would align them with its beginning
@@ -255,4 +317,4 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
             mask = columns <= last_key[:, None]
             parts.append(functional.scaled_dot_product_attention(block, key, value, attn_mask=mask))
         out = torch.cat(parts, dim=2)
-    return out[0].transpose(0, 1)
+    return out.transpose(1, 2)

@@ -55,7 +55,7 @@ class AudioEncoder:
         hidden = ops.concatenate([self._embed(clip) for clip in clips])  # (F, C)
         offsets = segment_offsets([clip.num_frames for clip in clips])
         for layer in self._layers:
-            hidden = layer(hidden, offsets)
+            hidden = ops.apply_layer(layer, hidden, offsets)
 
         pooled = ops.concatenate(
             [

@@ -13,14 +13,18 @@ Source: Touvron et al. 2023 (Llama 2); grouped-query attention, rotate-half RoPE
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from tianquan.backends.kv_cache import KV_BLOCK_SIZE, KVCache, SequenceBatch
-from tianquan.backends.ops import Array, DecoderLayer, DecoderShape, Ops
+from tianquan.backends.ops import Array, DecoderLayer, DecoderShape, Offsets, Ops
 from tianquan.config import LanguageConfig
 from tianquan.models.weights import WeightSource
+
+Attend = Callable[[int, Array, Array, Array], Array]  # (layer, q (T, H, D), k, v (T, K, D)) -> (T, H, D)
 
 
 class LanguageModel:
@@ -96,22 +100,46 @@ class LanguageModel:
         """
         if self._fused_decoder is not None and batch.is_decode:
             return self._fused_decoder(hidden, cache, batch)
-        ops, config = self._ops, self.config
-        positions = batch.positions()
-        for n, layer in enumerate(self._layers):
-            x = ops.rms_norm(hidden, layer.attention_norm, config.rms_norm_eps)
-            q, k, v = (
-                part.reshape(len(positions), -1, config.head_dim) for part in ops.linear_group(x, layer.query_key_value)
-            )  # (T, H, D), (T, K, D), (T, K, D)
-            q = ops.rope(q, positions, config.rope_theta)
-            k = ops.rope(k, positions, config.rope_theta)
-            x = ops.cached_attention(q, k, v, cache, n, batch)
-            x = x.reshape(len(positions), config.num_heads * config.head_dim)
-            hidden = ops.linear(x, layer.attention_output, residual=hidden)
-            x = ops.rms_norm(hidden, layer.mlp_norm, config.rms_norm_eps)
-            x = ops.swiglu(*ops.linear_group(x, layer.gate_up))
-            hidden = ops.linear(x, layer.down, residual=hidden)
-        if rows == "last":
-            hidden = hidden[batch.query_offsets[1:] - 1]
-        hidden = ops.rms_norm(hidden, self._final_norm, config.rms_norm_eps)
-        return ops.linear(hidden, self._head)
+        hidden = self._run_layers(
+            hidden, batch.positions(), lambda n, q, k, v: self._ops.cached_attention(q, k, v, cache, n, batch)
+        )
+        return self._logits(hidden[batch.query_offsets[1:] - 1] if rows == "last" else hidden)
+
+    def forward_whole(self, hidden: Array, offsets: Offsets, rows: npt.NDArray[np.int64]) -> Array:
+        """Run whole sequences without a cache, as training does.
+
+        Args:
+            hidden: (T, C) embeddings, the sequences one after the other.
+            offsets: (B + 1,) where each sequence begins, and the end.
+            rows: of which tokens logits are wanted, indices into T.
+
+        Returns:
+            Logits (len(rows), vocab).
+        """
+        positions = np.concatenate([np.arange(length, dtype=np.int32) for length in np.diff(offsets)])
+        hidden = self._run_layers(
+            hidden, positions, lambda _, q, k, v: self._ops.attention(q, k, v, offsets, offsets, causal=True)
+        )
+        return self._logits(hidden[rows])
+
+    def _run_layers(self, hidden: Array, positions: npt.NDArray[np.int32], attend: Attend) -> Array:
+        for n in range(len(self._layers)):
+            hidden = self._ops.apply_layer(self._run_layer, hidden, n, positions, attend)
+        return hidden
+
+    def _run_layer(self, hidden: Array, n: int, positions: npt.NDArray[np.int32], attend: Attend) -> Array:
+        ops, config, layer = self._ops, self.config, self._layers[n]
+        x = ops.rms_norm(hidden, layer.attention_norm, config.rms_norm_eps)
+        q, k, v = (
+            part.reshape(len(positions), -1, config.head_dim) for part in ops.linear_group(x, layer.query_key_value)
+        )  # (T, H, D), (T, K, D), (T, K, D)
+        q = ops.rope(q, positions, config.rope_theta)
+        k = ops.rope(k, positions, config.rope_theta)
+        x = attend(n, q, k, v).reshape(len(positions), config.num_heads * config.head_dim)
+        hidden = ops.linear(x, layer.attention_output, residual=hidden)
+        x = ops.rms_norm(hidden, layer.mlp_norm, config.rms_norm_eps)
+        x = ops.swiglu(*ops.linear_group(x, layer.gate_up))
+        return ops.linear(x, layer.down, residual=hidden)
+
+    def _logits(self, hidden: Array) -> Array:
+        return self._ops.linear(self._ops.rms_norm(hidden, self._final_norm, self.config.rms_norm_eps), self._head)

@@ -103,7 +103,7 @@ class VisionEncoder:
         )  # (P, C)
         offsets = segment_offsets([rows * cols for rows, cols in grids])
         for layer in self._layers:
-            hidden = layer(hidden, offsets)
+            hidden = ops.apply_layer(layer, hidden, offsets)
         return ops.layer_norm(hidden, *self._final_norm, config.layer_norm_eps)
 
     def _position_ids(self, grids: Sequence[PatchGrid]) -> npt.NDArray[np.int32]:

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from tianquan.cli import bench, chat, generate, info, quantize
+from tianquan.cli import bench, chat, data, generate, info, quantize
 from tianquan.cli.output import one_line
 from tianquan.errors import TianquanError
 
@@ -28,6 +28,7 @@ app.command("transcribe")(generate.transcribe)
 app.command("quantize")(quantize.quantize)
 app.command("bench")(bench.bench)
 app.command("info")(info.info)
+app.add_typer(data.app, name="data")
 
 
 def main() -> None:

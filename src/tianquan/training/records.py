@@ -46,7 +46,7 @@ def parse_record(line: str, source: str) -> Record:
     """
     try:
         value = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError also for an integer of thousands of digits
         raise RecordError(f"{source}: not valid JSON") from error
     if not isinstance(value, dict):
         raise RecordError(f"{source}: a record must be an object, got {type(value).__name__}")

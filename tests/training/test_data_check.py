@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from command_line import assert_refused, run
+from tianquan.checkpoint import open_checkpoint
+from tianquan.training.data_check import DataCheck, Prospect, histogram
+from tianquan.training.records import RecordError
+
+ANSWER = {"role": "assistant", "content": "A circle."}
+
+
+def record(*contents, **extra):
+    """A record whose user turns have these contents, each answered."""
+    turns = [turn for content in contents for turn in ({"role": "user", "content": content}, ANSWER)]
+    return json.dumps({"conversations": turns, **extra})
+
+
+GOOD = [
+    record({"text": "What is it?", "image": "shapes_640x480.png"}, "And now?", task="shape", language="en"),
+    record({"text": "几个？", "audio": "speech_1s_16k.wav"}, task="count", language="zh"),
+    json.dumps({"messages": [{"role": "user", "content": "Hi"}, ANSWER], "task": "shape"}),
+]
+
+
+@pytest.fixture
+def folder(tmp_path, media_root):
+    for name in ("shapes_640x480.png", "speech_1s_16k.wav"):
+        shutil.copy(media_root / name, tmp_path / name)
+    return tmp_path
+
+
+def check(folder, lines, prospect=None):
+    path = folder / "records.jsonl"
+    path.write_bytes(b"\n".join(line if isinstance(line, bytes) else line.encode() for line in lines) + b"\n")
+    checking = DataCheck(prospect, folder)
+    assert list(checking.run(path))[-1] == path.stat().st_size
+    return checking.report
+
+
+def test_good_records_are_counted(folder, checkpoint_folder):
+    prospect = Prospect(open_checkpoint(checkpoint_folder).processor, 4096)
+    report = check(folder, [*GOOD, "  "], prospect).to_dict()
+    assert report["ok"]
+    assert (report["records"], report["turns"], report["images"], report["audios"]) == (3, 8, 1, 1)
+    assert report["audio_seconds"] == pytest.approx(1.0, abs=0.1)
+    assert report["tasks"] == {"shape": 2, "count": 1}
+    assert report["languages"] == {"": 1, "en": 1, "zh": 1}
+    assert report["tokens"]["min"] < 64 < report["tokens"]["max"]
+    assert sum(bin["records"] for bin in report["tokens"]["histogram"]) == 3
+
+
+def test_every_bad_record_is_named_and_the_rest_counted(folder):
+    (folder / "cut.png").write_bytes((folder / "shapes_640x480.png").read_bytes()[:200])
+    (folder / "noise.wav").write_bytes(b"nothing of the kind")
+    lines = [
+        "{",
+        GOOD[0],
+        record({"text": "x", "image": ["none.png", "cut.png"], "audio": "noise.wav"}),
+        json.dumps({"conversations": [ANSWER]}),
+        b'{"conversations": "\xff"}',
+        record({"image": "https://example.org/a.png"}),
+        record("x", task=3),
+        record({"image": "."}),
+        record({"image": "a\0b"}),
+        '{"conversations": ' + "9" * 5000 + "}",
+        GOOD[1],
+    ]
+    report = check(folder, lines)
+    named = [(problem.source, problem.message) for problem in report.problems]
+    assert [source for source, _ in named] == [f"records.jsonl:{n}" for n in (1, 3, 3, 3, 4, 5, 6, 7, 8, 9, 10)]
+    words = ["JSON", "none.png", "cut.png", "noise.wav", "alternate", "UTF-8", "not fetched", "task", ".", "a", "JSON"]
+    for (source, message), word in zip(named, words, strict=True):
+        assert word in message, source
+        assert source not in message
+    assert (report.num_records, report.num_bad) == (2, 9)
+    assert not report.is_good
+
+
+def test_repeats_are_found_by_the_bytes_of_media(folder):
+    shutil.copy(folder / "shapes_640x480.png", folder / "copy.png")
+    other = {"text": "What is it?", "image": "copy.png"}
+    report = check(folder, [GOOD[0], record({**other, "image": ["copy.png"]}, "And now?"), record(other), GOOD[2]])
+    assert [str(problem) for problem in report.problems] == [
+        "records.jsonl:2: repeats records.jsonl:1: the same conversation with the same media"
+    ]
+
+
+def test_lengths_against_the_window(folder, checkpoint_folder):
+    prospect = Prospect(open_checkpoint(checkpoint_folder).processor, 60)
+    report = check(folder, GOOD, prospect)
+    assert [problem.source for problem in report.problems] == ["records.jsonl:1", "records.jsonl:2"]
+    assert "window of 60" in report.problems[0].message
+    assert len(report.num_tokens) == 1
+
+
+def test_files_without_records(folder):
+    report = check(folder, ["", " "])
+    assert [str(problem) for problem in report.problems] == ["records.jsonl: has no records"]
+    assert not report.is_good
+    assert (
+        check(folder, [b"\xef\xbb\xbf" + GOOD[2].encode()]).problems[0].message.startswith("begins with a byte-order")
+    )
+    with pytest.raises(RecordError, match="cannot be read"):
+        list(DataCheck().run(folder / "none.jsonl"))
+
+
+def test_histogram():
+    assert histogram([]) == []
+    assert histogram([0, 31, 32, 63, 64]) == [(0, 32, 2), (32, 64, 2), (64, 128, 1)]
+
+
+def test_command(folder, checkpoint_folder):
+    path = folder / "records.jsonl"
+    path.write_text("\n".join(GOOD))
+    result = run("data", "check", path, "--model", checkpoint_folder, "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["records"] == 3
+    path.write_text("\n".join([*GOOD, GOOD[2]]))
+    result = run("data", "check", path)
+    assert result.returncode == 1
+    assert "records.jsonl:4: repeats records.jsonl:3" in result.stdout
+    assert "bad records" in result.stdout
+    assert_refused(run("data", "check", folder / "none.jsonl"), "none.jsonl")
+    assert_refused(run("data", "check", path, "--model", folder), "config.json")

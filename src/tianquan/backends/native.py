@@ -322,16 +322,25 @@ class NativeOps:
         return out
 
     def conv1d(
-        self, x: Float32, linear: NativeLinear, kernel: int, stride: int, activation: Activation | None
+        self,
+        x: Float32,
+        linear: NativeLinear,
+        kernel: int,
+        stride: int,
+        activation: Activation | None,
+        offsets: Offsets,
     ) -> Float32:
-        """See `Ops.conv1d`. The windows overlap in one padded copy of x; they are never laid out."""
-        num_frames, channels = x.shape
+        """See `Ops.conv1d`. The windows overlap in one padded copy of a segment; they are never laid out."""
+        channels = x.shape[1]
         assert linear.in_features == kernel * channels, (linear.in_features, kernel, channels)
-        pad = (kernel - 1) // 2
-        padded = np.zeros((num_frames + 2 * pad, channels), np.float32)
-        padded[pad : pad + num_frames] = x
-        out = np.empty(((num_frames - 1) // stride + 1, linear.out_features[0]), np.float32)
-        self.library.matmul(padded, linear.matrices, [out], activation, stride=stride * channels)
+        pad, lengths = (kernel - 1) // 2, np.diff(offsets)
+        ends = np.concatenate([[0], np.cumsum((lengths - 1) // stride + 1)])
+        out = np.empty((ends[-1], linear.out_features[0]), np.float32)
+        for n, num_frames in enumerate(lengths):
+            padded = np.zeros((num_frames + 2 * pad, channels), np.float32)
+            padded[pad : pad + num_frames] = x[offsets[n] : offsets[n + 1]]
+            rows = out[ends[n] : ends[n + 1]]
+            self.library.matmul(padded, linear.matrices, [rows], activation, stride=stride * channels)
         return out
 
     def rms_norm(self, x: Float32, weight: Float32, eps: float) -> Float32:

@@ -143,11 +143,13 @@ class Ops(Protocol):
         """Return the rows of `table` named by token_ids (T,); result (T, C)."""
         ...
 
-    def conv1d(self, x: Array, linear: Linear, kernel: int, stride: int, activation: Activation | None) -> Array:
-        """Convolve frames x (F, C) with zero padding of (kernel - 1) // 2 frames on each side.
+    def conv1d(
+        self, x: Array, linear: Linear, kernel: int, stride: int, activation: Activation | None, offsets: Offsets
+    ) -> Array:
+        """Convolve the frames x (F, C) of packed segments, each with zero padding of (kernel - 1) // 2 on both sides.
 
-        The weight is a linear over flattened windows: (out, kernel * C), kernel-major.
-        Result ((F - 1) // stride + 1, out) for odd kernels.
+        The weight is a linear over flattened windows: (out, kernel * C), kernel-major. A segment of F frames gives
+        (F - 1) // stride + 1 rows for odd kernels; the results (rows, out) are packed likewise.
         """
         ...
 

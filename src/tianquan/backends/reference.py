@@ -167,14 +167,20 @@ class ReferenceOps:
         return table.dequantize()[token_ids]
 
     def conv1d(
-        self, x: Float32, linear: ReferenceLinear, kernel: int, stride: int, activation: Activation | None
+        self,
+        x: Float32,
+        linear: ReferenceLinear,
+        kernel: int,
+        stride: int,
+        activation: Activation | None,
+        offsets: Offsets,
     ) -> Float32:
         """See `Ops.conv1d`."""
-        pad = (kernel - 1) // 2
-        padded = np.pad(x, ((pad, pad), (0, 0)))
-        num_frames = (len(x) - 1) // stride + 1
-        windows = np.stack([padded[i * stride : i * stride + kernel].ravel() for i in range(num_frames)])
-        return self.linear(windows, linear, activation)
+        pad, windows = (kernel - 1) // 2, []
+        for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+            padded = np.pad(x[start:stop], ((pad, pad), (0, 0)))
+            windows += [padded[i : i + kernel].ravel() for i in range(0, stop - start, stride)]
+        return self.linear(np.stack(windows), linear, activation)
 
     def rms_norm(self, x: Float32, weight: Float32, eps: float) -> Float32:
         """See `Ops.rms_norm`."""

@@ -196,12 +196,22 @@ class TorchOps:
         return table.module(index)
 
     def conv1d(
-        self, x: Tensor, linear: ModuleHandle, kernel: int, stride: int, activation: Activation | None
+        self,
+        x: Tensor,
+        linear: ModuleHandle,
+        kernel: int,
+        stride: int,
+        activation: Activation | None,
+        offsets: Offsets,
     ) -> Tensor:
         """See `Ops.conv1d`."""
-        pad = (kernel - 1) // 2
-        windows = functional.pad(x, (0, 0, pad, pad)).unfold(0, kernel, stride)  # (F', C, kernel)
-        return self.linear(windows.transpose(1, 2).reshape(len(windows), -1), linear, activation)
+        around = np.arange(kernel) - (kernel - 1) // 2
+        rows = []
+        for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+            frames = np.arange(start, stop, stride)[:, None] + around  # (F', kernel)
+            rows.append(np.where((frames >= start) & (frames < stop), frames, len(x)))  # past the end: a row of zeros
+        windows = functional.pad(x, (0, 0, 0, 1))[self._index(np.concatenate(rows))]  # (F', kernel, C)
+        return self.linear(windows.flatten(1), linear, activation)
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """See `Ops.rms_norm`."""
@@ -243,10 +253,10 @@ class TorchOps:
             # Causal rows never see the padding, which comes last.
             mask = None if causal or key_is_real.all() else self._index(key_is_real).bool()[:, None, None, :]
             rows, columns = self._index(queries), self._index(keys)
-            attended = _attend_batch(q[rows], k[columns], v[columns], causal, mask)  # (B, T, H, D)
-            parts.append(attended.flatten(0, 1)[self._index(np.flatnonzero(query_is_real))])
+            attended = _attend_batch(_gather(q, rows), _gather(k, columns), _gather(v, columns), causal, mask)
+            parts.append(_gather(attended.flatten(0, 1), self._index(np.flatnonzero(query_is_real))))
             order.append(queries[query_is_real])
-        return torch.cat(parts)[self._index(np.argsort(np.concatenate(order)))]
+        return _gather(torch.cat(parts), self._index(np.argsort(np.concatenate(order))))
 
     def _index(self, rows: npt.NDArray[Any]) -> Tensor:
         return torch.as_tensor(rows, dtype=torch.long, device=self.device)
@@ -269,6 +279,11 @@ class TorchOps:
             )  # (total, K, D)
             parts.append(_attend(q[rows], past_keys.to(q.dtype), past_values.to(q.dtype), causal=True))
         return torch.cat(parts)
+
+
+def _gather(x: Tensor, rows: Tensor) -> Tensor:
+    """Return x[rows] for rows of any shape; its gradient is several times cheaper than that of an index."""
+    return x.index_select(0, rows.flatten()).unflatten(0, rows.shape)
 
 
 def _similar_lengths(lengths: npt.NDArray[np.integer[Any]]) -> Iterator[npt.NDArray[np.int64]]:

@@ -40,7 +40,7 @@ from tianquan.quantization.recipes import Recipe
 
 MANIFEST = "quantization.json"
 FORMAT_VERSION = 1
-_COPIED_FILES = (
+COPIED_FILES = (  # what a folder needs beside weights
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -137,7 +137,7 @@ def _write_folder(
     folder: Path, source: Path, needed: Sequence[NeededWeight], weights: WeightReader, recipe: Recipe
 ) -> None:
     files = {}
-    for name in _COPIED_FILES:
+    for name in COPIED_FILES:
         if is_present(source / name):
             shutil.copyfile(source / name, folder / name)
             files[name] = _describe(folder / name)
@@ -205,7 +205,7 @@ class LowBitFolder:
         for component in entries:
             name = f"{component}.safetensors"
             files[name] = _listed_file(folder, listed, name)
-        for name in _COPIED_FILES:
+        for name in COPIED_FILES:
             if name in listed:
                 _check_file(folder / name, _listed_file(folder, listed, name)[1])
             elif is_present(folder / name):

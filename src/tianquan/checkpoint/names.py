@@ -113,6 +113,20 @@ def stored_name(name: str) -> StoredName:
     return StoredName(template.weight.replace("{n}", number), bias, template.layout)
 
 
+_PACKED_PARTS = {"third_0": "in_proj_query", "third_1": "in_proj_key", "third_2": "in_proj_value"}
+
+
+def module_path(name: str) -> str:
+    """Return the path of the module that holds the matrix we call `name`, as adapters name it.
+
+    It is the tensor's name without `.weight`. The parts of the resampler's packed projection are modules of their own.
+    """
+    stored = stored_name(name)
+    if stored.layout in _PACKED_PARTS:
+        return stored.weight.removesuffix("in_proj_weight") + _PACKED_PARTS[stored.layout]
+    return stored.weight.removesuffix(".weight")
+
+
 def is_ignored(stored: str) -> bool:
     """Return whether a tensor of the file carries nothing: tables some exporters save that are recomputed."""
     return ".rotary_emb." in stored

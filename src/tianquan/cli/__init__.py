@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from tianquan.cli import bench, chat, data, generate, info, quantize
+from tianquan.cli import bench, chat, data, finetune, generate, info, quantize
 from tianquan.cli.output import one_line
 from tianquan.errors import TianquanError
 
@@ -26,6 +26,8 @@ app.command("generate")(generate.generate)
 app.command("trace")(generate.trace)
 app.command("transcribe")(generate.transcribe)
 app.command("quantize")(quantize.quantize)
+app.command("finetune")(finetune.finetune)
+app.command("merge")(finetune.merge)
 app.command("bench")(bench.bench)
 app.command("info")(info.info)
 app.add_typer(data.app, name="data")

@@ -15,7 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tianquan.backends.ops import Array, Ops
+import numpy as np
+import numpy.typing as npt
+
+from tianquan.backends.ops import Array, Offsets, Ops
 from tianquan.config import AudioConfig
 from tianquan.models.encoder_layer import EncoderLayer, EncoderLayerShape
 from tianquan.models.vision_encoder import segment_offsets
@@ -51,27 +54,40 @@ class AudioEncoder:
 
     def __call__(self, clips: Sequence[AudioInput]) -> list[Array]:
         """Return one (span, C_language) array per clip: begin, its tokens, end."""
+        packed = self.encode(clips)
+        ends = segment_offsets([clip.span for clip in clips])
+        return [packed[start:stop] for start, stop in zip(ends[:-1], ends[1:], strict=True)]
+
+    def encode(self, clips: Sequence[AudioInput]) -> Array:
+        """Return the rows of all clips one after the other, (spans of all clips, C_language)."""
         ops, config = self._ops, self.config
-        hidden = ops.concatenate([self._embed(clip) for clip in clips])  # (F, C)
+        hidden = self._embed(clips)  # (F, C)
         offsets = segment_offsets([clip.num_frames for clip in clips])
         for layer in self._layers:
             hidden = ops.apply_layer(layer, hidden, offsets)
 
-        pooled = ops.concatenate(
-            [
-                hidden[start : start + 2 * clip.num_tokens].reshape(clip.num_tokens, 2, -1).mean(1)
-                for start, clip in zip(offsets[:-1], clips, strict=True)
-            ]
-        )  # (tokens of all clips, C): a last odd frame is dropped, as by the original's pooling
+        paired = _segment_rows(offsets, [2 * clip.num_tokens for clip in clips])  # a last odd frame is dropped
+        pooled = hidden[paired].reshape(len(paired) // 2, 2, -1).mean(1)  # (tokens of all clips, C)
         x = ops.layer_norm(pooled, *self._final_norm, config.layer_norm_eps)
-        tokens = ops.linear(x, self._projection)
-        ends = segment_offsets([clip.num_tokens for clip in clips])
-        begin, end = self._begin_end[:1], self._begin_end[1:]
-        return [ops.concatenate([begin, tokens[ends[i] : ends[i + 1]], end]) for i in range(len(clips))]
+        rows = ops.concatenate([self._begin_end, ops.linear(x, self._projection)])  # begin, end, all tokens
+        starts = 2 + segment_offsets([clip.num_tokens for clip in clips])
+        return rows[np.concatenate([[0, *range(starts[i], starts[i + 1]), 1] for i in range(len(clips))])]
 
-    def _embed(self, clip: AudioInput) -> Array:
-        """Return the input (num_frames, C) of the first layer for one clip."""
+    def _embed(self, clips: Sequence[AudioInput]) -> Array:
+        """Return the input (F, C) of the first layer."""
         ops = self._ops
-        x = ops.conv1d(ops.array(clip.mel), self._conv1, _KERNEL, 1, "gelu")
-        x = ops.conv1d(x, self._conv2, _KERNEL, 2, "gelu")
-        return x[: clip.num_frames] + self._positions[: clip.num_frames]
+        num_mel_frames = [len(clip.mel) for clip in clips]
+        num_frames = [clip.num_frames for clip in clips]
+        mel = ops.array(np.concatenate([clip.mel for clip in clips]))
+        x = ops.conv1d(mel, self._conv1, _KERNEL, 1, "gelu", segment_offsets(num_mel_frames))
+        x = ops.conv1d(x, self._conv2, _KERNEL, 2, "gelu", segment_offsets(num_mel_frames))
+        halves = segment_offsets([-(-length // 2) for length in num_mel_frames])
+        positions = np.concatenate([np.arange(length) for length in num_frames])
+        return x[_segment_rows(halves, num_frames)] + self._positions[positions]
+
+
+def _segment_rows(offsets: Offsets, lengths: Sequence[int]) -> npt.NDArray[np.int64]:
+    """Return the numbers of the first `lengths` rows of each segment."""
+    return np.concatenate(
+        [np.arange(start, start + length) for start, length in zip(offsets[:-1], lengths, strict=True)]
+    )

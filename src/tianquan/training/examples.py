@@ -27,6 +27,7 @@ class Example:
     prompt: Prompt
     loss_mask: npt.NDArray[np.bool_]  # (T,)
     source: str
+    group: str = ""  # a name to report accuracy by: the record's task
 
 
 def build_example(
@@ -49,7 +50,7 @@ def build_example(
         prompt = processor.assemble(record.turns, media, add_generation_prompt=False)
         if len(prompt.token_ids) > max_tokens:
             raise RecordError(f"{len(prompt.token_ids)} tokens, more than the window of {max_tokens}")
-        return Example(prompt, _loss_mask(processor, record, media, prompt), record.source)
+        return Example(prompt, _loss_mask(processor, record, media, prompt), record.source, _group(record))
     except TianquanError as error:
         raise RecordError(f"{record.source}: {error}") from error
 
@@ -66,3 +67,8 @@ def _loss_mask(processor: Processor, record: Record, media: LoadedMedia, prompt:
                 raise RecordError("the chat template changes earlier turns when later ones follow; it cannot be masked")
         mask[len(before) : len(spoken)] = True
     return mask
+
+
+def _group(record: Record) -> str:
+    task = record.extra.get("task", "")
+    return task if isinstance(task, str) else ""

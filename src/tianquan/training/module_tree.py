@@ -11,22 +11,16 @@ checkpoint packs them again.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
 from tianquan.backends.torch import ModuleHandle
-from tianquan.checkpoint.names import stored_name
+from tianquan.checkpoint.names import module_path, stored_name
 from tianquan.checkpoint.weight_reader import WeightReader
-
-_PACKED_PARTS = {"third_0": "in_proj_query", "third_1": "in_proj_key", "third_2": "in_proj_value"}
-
-
-def module_path(name: str) -> str:
-    """Return where in the tree the matrix we call `name` is."""
-    stored = stored_name(name)
-    if stored.layout in _PACKED_PARTS:
-        return stored.weight.removesuffix("in_proj_weight") + _PACKED_PARTS[stored.layout]
-    return stored.weight.removesuffix(".weight")
 
 
 class ModuleTree(nn.Module):
@@ -71,6 +65,25 @@ class ModuleTree(nn.Module):
         for path, handle in self._handles.items():
             handle.module = self.get_submodule(path)
 
+    # The weights as arrays, for writing a checkpoint: `checkpoint.dense_folder.DenseWeights` -------------------
+    def matrix(self, name: str, in_features: int, out_features: int) -> npt.NDArray[np.float32]:
+        """See `DenseWeights.matrix`."""
+        matrix = _to_numpy(self.get_submodule(module_path(name)).weight)
+        assert matrix.shape == (out_features, in_features), (name, matrix.shape)
+        return matrix
+
+    def vector(self, name: str) -> npt.NDArray[np.float32]:
+        """See `DenseWeights.vector`."""
+        return _to_numpy(self.get_parameter(self._paths[name][0]))
+
+    def bias(self, name: str) -> npt.NDArray[np.float32]:
+        """See `DenseWeights.bias`."""
+        paths = self._paths[name]
+        if paths[0] in self._handles:
+            return _to_numpy(self.get_submodule(paths[0]).bias)
+        return _to_numpy(self.get_parameter(paths[1]))  # of a norm: weight, bias
+
+    # What is trained ------------------------------------------------------------------------------------------
     def set_trainable(self, prefixes: Sequence[str]) -> int:
         """Let exactly the weights whose (our) names begin with a prefix require gradients.
 
@@ -124,6 +137,10 @@ class ModuleTree(nn.Module):
                 module.add_module(part, child)
             module = child
         return module
+
+
+def _to_numpy(values: Any) -> npt.NDArray[np.float32]:
+    return values.detach().to("cpu", torch.float32).numpy()
 
 
 def count_parameters(module: nn.Module) -> tuple[int, int]:

@@ -1,0 +1,162 @@
+"""Train the embedded model, stage after stage, in as many sittings as it takes.
+
+    python -m embedded_model.train FOLDER --stage towers --seconds 1200
+    python -m embedded_model.train FOLDER --stage answers --seconds 3600
+    python -m embedded_model.train FOLDER --stage finish
+
+FOLDER/blueprint is the untrained checkpoint, FOLDER/STAGE the run of each stage (states, metrics.csv, loss.png,
+TensorBoard events). A stage starts from the weights the stage before ended with and goes on where it was stopped. A
+training run is resumed under the options it began with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from embedded_model.blueprint import write_blueprint
+from embedded_model.samples import WEIGHTS, SampleStream
+from embedded_model.towers import DenseObjective, DenseSteps
+from tianquan.backends.torch import TorchOps
+from tianquan.checkpoint import Checkpoint, open_checkpoint
+from tianquan.models.omni_model import OmniModel
+from tianquan.processing.messages import parse_messages
+from tianquan.quantization.recipes import find_recipe
+from tianquan.request import MediaPolicy
+from tianquan.training.examples import Example, build_example
+from tianquan.training.module_tree import ModuleTree
+from tianquan.training.objective import AnswerObjective, Item, Objective
+from tianquan.training.plan import TrainingPlan
+from tianquan.training.records import Record
+from tianquan.training.state import load_state, saved_states
+from tianquan.training.trainer import Steps, Trainer
+
+PREFIX = "tree."  # of the model's weights among an objective's parameters
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage: what it trains on and how."""
+
+    plan: TrainingPlan
+    batch_size: int  # conversations, pictures or sounds of a micro-batch
+    after: str | None  # the stage whose weights it starts from
+    weights: Mapping[str, float] | None = None  # task shares; None = dense targets of the encoders
+    max_side: int = 112  # pixels of the largest picture
+
+
+# Long answers about everything in a picture teach more per picture than one word does.
+SEEING = {**WEIGHTS, "describe": 14, "follow_up": 16, "read_text": 12, "read_digits": 12, "transcribe": 20, "text": 4}
+
+STAGES: dict[str, Stage] = {
+    "towers": Stage(
+        plan=TrainingPlan(
+            num_steps=4000,
+            learning_rate=1e-3,
+            schedule="constant",
+            warmup_steps=200,
+            weight_decay=0.02,
+            seed=1,
+            precision="bfloat16",
+        ),
+        batch_size=64,
+        after=None,
+    ),
+    "answers": Stage(
+        plan=TrainingPlan(
+            num_steps=100_000,
+            learning_rate=1e-3,
+            schedule="constant",
+            warmup_steps=200,
+            weight_decay=0.02,
+            seed=2,
+            precision="bfloat16",
+        ),
+        batch_size=48,
+        after="towers",
+        weights=SEEING,
+    ),
+}
+
+
+class SampleSteps:
+    """Step s: the samples s * batch_size and on, as examples."""
+
+    def __init__(self, stream: SampleStream, checkpoint: Checkpoint, batch_size: int) -> None:
+        self._stream, self._checkpoint, self._batch_size = stream, checkpoint, batch_size
+
+    def __getitem__(self, step: int) -> list[list[Example]]:
+        """Return one micro-batch."""
+        return [[self._example(step * self._batch_size + n) for n in range(self._batch_size)]]
+
+    def _example(self, index: int) -> Example:
+        sample = self._stream.sample(index)
+        turns = tuple(parse_messages(sample.conversation))
+        record = Record(turns, f"sample {index} ({sample.task})", {"task": sample.task})
+        window = self._checkpoint.config.language.max_position_embeddings
+        return build_example(self._checkpoint.processor, record, MediaPolicy(), None, window)
+
+
+def load_tree(folder: Path) -> tuple[Checkpoint, OmniModel, ModuleTree]:
+    """Return the blueprint with all weights trainable."""
+    checkpoint = open_checkpoint(folder)
+    ops = TorchOps("cuda" if torch.cuda.is_available() else "cpu")
+    tree = ModuleTree(checkpoint.weights(find_recipe("float32"), ops))
+    model = OmniModel(checkpoint.config, tree, ops)
+    model.load_vision()
+    model.load_audio()
+    return checkpoint, model, tree
+
+
+def load_stage_weights(tree: ModuleTree, run: Path) -> None:
+    """Put the weights a stage ended with into the tree; parts it did not train stay."""
+    state = load_state(saved_states(run)[-1], None)
+    weights = {name.removeprefix(PREFIX): w for name, w in state.weights.items() if name.startswith(PREFIX)}
+    unknown = tree.load_state_dict(weights, strict=False).unexpected_keys
+    assert not unknown, unknown
+
+
+def train_stage(folder: Path, name: str, *, seconds: float = math.inf, num_workers: int = 1) -> int:
+    """Train a stage for some seconds or to its end; return its finished steps."""
+    stage = STAGES[name]
+    if not (folder / "blueprint").is_dir():
+        write_blueprint(folder / "blueprint")
+    checkpoint, model, tree = load_tree(folder / "blueprint")
+    if stage.after is not None:
+        load_stage_weights(tree, folder / stage.after)
+    stream = SampleStream("train", seed=stage.plan.seed, weights=stage.weights, max_side=stage.max_side)
+    if stage.weights is None:
+        tree.set_trainable(["vision", "audio"])
+        bank = stream.bank()
+        dense = DenseObjective(model, tree, len(bank.phoneme_class), len(bank.word_class))
+        return _train(folder / name, dense, DenseSteps(stream, stage.batch_size), stage.plan, seconds, num_workers)
+    tree.set_trainable(["language_model", "vision", "resampler", "audio"])
+    steps = SampleSteps(stream, checkpoint, stage.batch_size)
+    return _train(folder / name, AnswerObjective(model, tree), steps, stage.plan, seconds, num_workers)
+
+
+def _train(
+    run: Path, objective: Objective[Item], steps: Steps[Item], plan: TrainingPlan, seconds: float, num_workers: int
+) -> int:
+    return Trainer(objective, steps, plan, run, num_workers=num_workers, log_interval=20, stop_after=seconds).train()
+
+
+def main() -> None:
+    """Train a stage."""
+    parser = argparse.ArgumentParser(description="Train the embedded model.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--stage", choices=STAGES, required=True)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop and save after this time")
+    parser.add_argument("--workers", type=int, default=1, help="processes that draw and speak")
+    arguments = parser.parse_args()
+    done = train_stage(arguments.folder, arguments.stage, seconds=arguments.seconds, num_workers=arguments.workers)
+    print(f"{arguments.stage}: {done} steps done")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""LoRA adapters in peft's format, added to the weights as they are read.
+
+    delta(W) = scale * B @ A,   scale = alpha / rank, or alpha / sqrt(rank) with rsLoRA
+
+    FOLDER/adapter_config.json, adapter_model.safetensors:  base_model.model.PATH.lora_A.weight (rank, in)
+                                                            base_model.model.PATH.lora_B.weight (out, rank)
+
+Source: Hu et al. 2021 (LoRA); Kalajdzievski 2023 (rsLoRA).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tianquan.checkpoint.config_files import JsonFile
+from tianquan.checkpoint.names import module_path
+from tianquan.checkpoint.safetensors_file import SafetensorsFile
+from tianquan.checkpoint.tensor_list import needed_weights
+from tianquan.config import ModelConfig
+from tianquan.errors import CheckpointError
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+KEY_PREFIX = "base_model.model."
+# What changes the mathematics: any other value is refused.
+_SUPPORTED = {
+    "peft_type": "LORA",
+    "bias": "none",
+    "use_dora": False,
+    "fan_in_fan_out": False,
+    "lora_bias": False,
+    "modules_to_save": None,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+}
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An opened adapter whose tensors fit a model."""
+
+    folder: Path
+    scale: float
+    factors: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]  # our name -> A (r, in), B (out, r)
+
+    @classmethod
+    def open(cls, folder: Path, config: ModelConfig) -> Adapter:
+        """Read and check an adapter.
+
+        Raises:
+            CheckpointError: it is incomplete, of another kind than LoRA, or made for another model.
+        """
+        settings = JsonFile.read(folder / ADAPTER_CONFIG)
+        for key, supported in _SUPPORTED.items():
+            if key in settings and settings.optional(key) not in (supported, None):
+                raise CheckpointError(f"{folder / ADAPTER_CONFIG}: {key} is not supported; expected {supported!r}")
+        rank, alpha = settings.integer("r"), settings.number("lora_alpha")
+        if rank < 1:
+            raise CheckpointError(f"{folder / ADAPTER_CONFIG}: r is {rank}; expected at least 1")
+        scale = alpha / (rank**0.5 if settings.flag("use_rslora", False) else rank)
+        tensors = _read_tensors(folder / ADAPTER_WEIGHTS)
+        factors = {}
+        for weight in needed_weights(config):
+            if not weight.is_matrix:
+                continue
+            keys = [f"{KEY_PREFIX}{module_path(weight.name)}.lora_{half}.weight" for half in "AB"]
+            if not any(key in tensors for key in keys):
+                continue
+            out_features, in_features = weight.shape
+            for key, shape in zip(keys, ((rank, in_features), (out_features, rank)), strict=True):
+                got = tensors[key].shape if key in tensors else None
+                if got != shape:
+                    raise CheckpointError(
+                        f"{folder}: {key} has the shape {got}, this model needs {shape}; the adapter is another model's"
+                    )
+            factors[weight.name] = (tensors.pop(keys[0]), tensors.pop(keys[1]))
+        if tensors or not factors:
+            names = ", ".join(sorted(tensors)[:3]) or "nothing"
+            raise CheckpointError(f"{folder}: holds {names}, which this model has no place for; expected LoRA weights")
+        return cls(folder, scale, factors)
+
+    def delta(self, name: str) -> npt.NDArray[np.float32] | None:
+        """Return what is added to the matrix (out, in) we call `name`; None where the adapter leaves it alone."""
+        if name not in self.factors:
+            return None
+        a, b = self.factors[name]
+        return np.float32(self.scale) * (b @ a)
+
+
+def _read_tensors(path: Path) -> dict[str, npt.NDArray[np.float32]]:
+    from tianquan.quantization.dense import DenseTensor
+
+    file = SafetensorsFile(path)
+    tensors = {}
+    for name, stored in file.tensors.items():
+        if stored.dtype not in _DTYPES:
+            raise CheckpointError(f"{path}: {name} is {stored.dtype}; expected F32, F16 or BF16")
+        values = DenseTensor(file.read(name), _DTYPES[stored.dtype]).to_float32()  # type: ignore[arg-type]
+        if not np.isfinite(values).all():
+            raise CheckpointError(f"{path}: {name} holds NaN or infinity; train or copy the adapter again")
+        tensors[name] = values
+    return tensors

@@ -1,0 +1,157 @@
+"""The state of a training run on disk: everything a killed run needs to go on as if it had not been.
+
+    RUN/state-00001200/weights.safetensors      the trained parameters, float32
+                       optimizer.safetensors    AdamW's two moments of each
+                       state.json               step, plan, loss scale, checksums
+
+A state appears whole or not at all (written beside its place, then renamed), and the one before it stays until then,
+so that a full disk or a kill leaves the last good one. No pickle: tensors are safetensors, the rest is JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tianquan.checkpoint.new_folder import check_new_folder, new_folder
+from tianquan.errors import TianquanError
+from tianquan.training.plan import TrainingPlan
+
+_FOLDER = re.compile(r"state-(\d{8})")
+_KEPT_STATES = 2
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class StateError(TianquanError):
+    """A saved state is broken or belongs to another run."""
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What was read back."""
+
+    step: int
+    weights: dict[str, Tensor]
+    moments: dict[str, Tensor]  # "NAME/exp_avg", "NAME/exp_avg_sq"
+    num_updates: int  # of the optimizer: steps that were not skipped
+    scaler: dict[str, Any]
+
+
+def save_state(
+    run: Path,
+    step: int,
+    plan: TrainingPlan,
+    parameters: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    scaler: Mapping[str, Any],
+) -> Path:
+    """Save the state after `step` steps and drop all but the last two.
+
+    Raises:
+        CheckpointError: the folder cannot be written; the states before are as they were.
+    """
+    weights = {name: parameter.detach().to("cpu", torch.float32).contiguous() for name, parameter in parameters.items()}
+    moments = {
+        f"{name}/{moment}": optimizer.state[parameter][moment].detach().to("cpu").contiguous()
+        for name, parameter in parameters.items()
+        for moment in _MOMENTS
+        if parameter in optimizer.state
+    }
+    folder = run / f"state-{step:08d}"
+    if folder.exists():  # a resumed run that came to the same step again
+        shutil.rmtree(folder)
+    size = sum(tensor.nbytes for tensors in (weights, moments) for tensor in tensors.values())
+    with new_folder(check_new_folder(folder), 2 * size) as temporary:
+        save_file(weights, temporary / "weights.safetensors")
+        save_file(moments, temporary / "optimizer.safetensors")
+        files = {path.name: _digest(path) for path in sorted(temporary.glob("*.safetensors"))}
+        updates = [int(values["step"]) for values in optimizer.state.values()]
+        content = {
+            "step": step,
+            "num_updates": max(updates, default=0),
+            "plan": asdict(plan),
+            "scaler": dict(scaler),
+            "sha256": files,
+        }
+        (temporary / "state.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
+    for old in saved_states(run)[:-_KEPT_STATES]:
+        shutil.rmtree(old)
+    return folder
+
+
+def saved_states(run: Path) -> list[Path]:
+    """Return the folders of a run's states, the oldest first."""
+    if not run.is_dir():
+        return []
+    return sorted(path for path in run.iterdir() if _FOLDER.fullmatch(path.name) and path.is_dir())
+
+
+def load_state(folder: Path, plan: TrainingPlan | None) -> TrainingState:
+    """Read a state back.
+
+    Args:
+        folder: one of `saved_states`.
+        plan: what the run goes on with; None takes any. It must be the plan the state was saved under.
+
+    Raises:
+        StateError: a file is missing or changed, or the plan is another.
+    """
+    try:
+        content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        for name, digest in content["sha256"].items():
+            if _digest(folder / name) != digest:
+                raise StateError(
+                    f"{folder / name}: changed since it was saved; delete this state to use the one before"
+                )
+        step, num_updates = int(content["step"]), int(content["num_updates"])
+        scaler, saved_plan = dict(content["scaler"]), dict(content["plan"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StateError(f"{folder}: not a whole training state; delete it to use the one before") from error
+    if plan is not None:
+        current = json.loads(json.dumps(asdict(plan)))
+        changed = sorted(key for key in {*current, *saved_plan} if current.get(key) != saved_plan.get(key))
+        if changed:
+            was = ", ".join(f"{key} {saved_plan.get(key)}, now {current.get(key)}" for key in changed)
+            raise StateError(f"{folder}: was saved under another plan ({was}); resume with the same options")
+    weights, moments = (load_file(folder / f"{part}.safetensors") for part in ("weights", "optimizer"))
+    return TrainingState(step, weights, moments, num_updates, scaler)
+
+
+def restore(state: TrainingState, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """Put weights and moments back.
+
+    Raises:
+        StateError: the state is of other parameters.
+    """
+    shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    saved = {name: tuple(tensor.shape) for name, tensor in state.weights.items()}
+    if shapes != saved:
+        other = sorted(set(shapes.items()) ^ set(saved.items()))[0][0]
+        raise StateError(f"the saved state trains other weights (first difference: {other}); use the same options")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(state.weights[name])
+            if f"{name}/{_MOMENTS[0]}" not in state.moments:
+                continue
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(state.num_updates)),
+                **{moment: state.moments[f"{name}/{moment}"].to(parameter.device) for moment in _MOMENTS},
+            }
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,308 @@
+"""The training loop: accelerate for devices, processes and accumulation; AdamW; loss scaling; saved states.
+
+Precision goes through torch.amp, not through accelerate, whose float16 needs a GPU: here it can be tried on any
+machine. The weights stay float32; the forward pass is cast.
+
+Step s sees the batch number s and random numbers seeded by s, so a run that was killed and resumed is the run that was
+not.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Dataset
+
+from tianquan.errors import TianquanError
+from tianquan.training.log import TrainingLog
+from tianquan.training.objective import Item, Objective, StepLoss
+from tianquan.training.plan import TrainingPlan
+from tianquan.training.state import load_state, restore, save_state, saved_states
+
+_AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_FIRST_SCALE = 2.0**12  # of a float16 loss; the scaler finds its own from there
+_GROWTH_INTERVAL = 200  # steps without overflow before the scale doubles
+_MAX_OVERFLOWS = 40  # in a row: 2**-40 of the first scale is no scale any more
+
+
+class TrainingError(TianquanError):
+    """Training cannot go on; the message names the record and what to do."""
+
+
+ItemOut = TypeVar("ItemOut", covariant=True)
+
+
+class Steps(Protocol[ItemOut]):
+    """The data of a run: element i is what step i trains on, micro-batches of items."""
+
+    def __getitem__(self, step: int) -> Sequence[Sequence[ItemOut]]:
+        """Return the micro-batches of a step."""
+        ...
+
+
+class Trainer(Generic[Item]):
+    """One training run, new or resumed.
+
+    Args:
+        objective: the loss; its parameters that require gradients are trained.
+        steps: the data of each step.
+        plan: the numbers.
+        run: folder of states, metrics and plot. A run that was interrupted goes on where its last state is.
+        num_workers: processes that prepare data; 0 prepares it between steps.
+        log_interval: steps of one row of metrics.
+        stop_after: seconds after which the run saves its state and returns, to be resumed later.
+    """
+
+    def __init__(
+        self,
+        objective: Objective[Item],
+        steps: Steps[Item],
+        plan: TrainingPlan,
+        run: Path,
+        *,
+        num_workers: int = 0,
+        log_interval: int = 10,
+        stop_after: float = math.inf,
+    ) -> None:
+        self.plan = plan
+        self._objective = objective
+        self._steps = steps
+        self._run = run
+        self._num_workers = num_workers
+        self._log_interval = log_interval
+        self._stop_after = stop_after
+        self._parameters = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+        if not self._parameters:
+            raise TrainingError("nothing is trained: every part of the model is frozen")
+        device = next(iter(self._parameters.values())).device
+        self._accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+        self._device = device
+        self._autocast_dtype = _AUTOCAST[plan.precision]
+        self._scaler = torch.amp.GradScaler(
+            device.type, init_scale=_FIRST_SCALE, growth_interval=_GROWTH_INTERVAL, enabled=plan.precision == "float16"
+        )
+        self._optimizer = _make_optimizer(self._parameters, plan)
+        self._overflows = 0
+        self.step = 0  # finished steps
+
+    def train(self) -> int:
+        """Train to the end of the plan, or until interrupted; return the finished steps.
+
+        Raises:
+            TrainingError: a record whose loss is not a number, or endless overflow.
+            StateError: the saved state is broken or of another plan.
+        KeyboardInterrupt: asked by Ctrl-C or SIGTERM; the step was finished and the state saved.
+        """
+        self._resume()
+        if self.step >= self.plan.num_steps:
+            return self.step
+        model = self._accelerator.prepare(self._objective)
+        model.train()
+        log = TrainingLog(self._run, self.plan.num_steps, self.step, self._log_interval)
+        clock = _Clock(self.plan.save_seconds, self._stop_after)
+        try:
+            with _Interruption() as interruption:
+                for micro_batches in self._batches():
+                    self._train_step(model, micro_batches, log)
+                    if interruption.asked or clock.time_to_stop():
+                        break
+                    if clock.time_to_save():
+                        self._save()
+                self._save()
+        finally:
+            log.close()
+        if interruption.asked:
+            raise KeyboardInterrupt
+        return self.step
+
+    def _batches(self) -> Iterator[Sequence[Sequence[Item]]]:
+        """Yield the data of the steps that are left; with several processes, the part of this one."""
+        rank, world = self._accelerator.process_index, self._accelerator.num_processes
+        loader: DataLoader[Any] = DataLoader(
+            _StepDataset(self._steps, rank, world),
+            sampler=range(self.step, self.plan.num_steps),
+            batch_size=None,
+            num_workers=self._num_workers,
+            prefetch_factor=4 if self._num_workers else None,
+            worker_init_fn=_ignore_interrupts,
+        )
+        yield from loader
+
+    def _train_step(self, model: Any, micro_batches: Sequence[Sequence[Item]], log: TrainingLog) -> None:
+        torch.manual_seed(self.plan.seed * 1_000_003 + self.step)
+        rate = self.plan.rate_at(self.step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        world = self._accelerator.num_processes
+        num_terms = self._sum(sum(self._objective.num_terms(items) for items in micro_batches))
+        total, num_tokens = 0.0, 0
+        correct: dict[str, tuple[int, int]] = {}
+        for n, items in enumerate(micro_batches):
+            with self._without_sync(model, last=n == len(micro_batches) - 1):
+                loss = self._loss(model, items)
+                # Processes average their gradients: `world` undoes it.
+                self._accelerator.backward(self._scaler.scale(loss.total * (world / max(1, num_terms))))
+            total += loss.total.item()
+            num_tokens += loss.num_tokens
+            for group, (right, all_) in loss.correct.items():
+                before = correct.get(group, (0, 0))
+                correct[group] = (before[0] + right, before[1] + all_)
+        norm, skipped = self._update(micro_batches)
+        self.step += 1
+        log.add(
+            self.step,
+            loss=0.0 if skipped else self._sum(total),
+            num_terms=0 if skipped else int(num_terms),
+            num_tokens=int(self._sum(num_tokens)),
+            learning_rate=rate,
+            gradient_norm=0.0 if skipped else norm,
+            skipped=skipped,
+            correct=correct,
+        )
+
+    def _loss(self, model: Any, items: Sequence[Item]) -> StepLoss:
+        with torch.autocast(self._device.type, self._autocast_dtype, enabled=self._autocast_dtype is not None):
+            loss: StepLoss = model(items)
+        if not torch.isfinite(loss.total):
+            self._blame(items)
+        return loss
+
+    def _blame(self, items: Sequence[Item]) -> None:
+        """Raise for the records whose loss is not finite in float32. In float16 it may be a mere overflow."""
+        broken = []
+        with torch.no_grad():
+            for item in items:
+                loss: StepLoss = self._objective([item])
+                if not torch.isfinite(loss.total):
+                    broken.append(self._objective.source(item))
+        if broken or not self._scaler.is_enabled():
+            names = ", ".join(broken or [self._objective.source(item) for item in items][:8])
+            raise TrainingError(
+                f"step {self.step + 1}: the loss is not a number for {names}; look at the record, or lower the "
+                "learning rate; the states saved before are good"
+            )
+
+    def _update(self, micro_batches: Sequence[Sequence[Item]]) -> tuple[float, bool]:
+        """Update the weights; return the gradients' norm and whether an overflow made the step void."""
+        self._scaler.unscale_(self._optimizer)
+        norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.plan.max_grad_norm))
+        overflow = not math.isfinite(norm)
+        if overflow and not self._scaler.is_enabled():
+            for items in micro_batches:
+                self._blame(items)
+            raise TrainingError(f"step {self.step + 1}: the gradients are not finite; lower the learning rate")
+        self._overflows = self._overflows + 1 if overflow else 0
+        if self._overflows > _MAX_OVERFLOWS:
+            raise TrainingError(
+                f"step {self.step + 1}: {self._overflows} overflows of float16 in a row; use bfloat16 or float32"
+            )
+        self._scaler.step(self._optimizer)  # leaves the weights alone after an overflow
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        return norm, overflow
+
+    @contextmanager
+    def _without_sync(self, model: Any, last: bool) -> Iterator[None]:
+        """Let processes exchange gradients at the last micro-batch only."""
+        if last:
+            yield
+        else:
+            with self._accelerator.no_sync(model):
+                yield
+
+    def _sum(self, value: float) -> float:
+        """Return the sum over all processes."""
+        if self._accelerator.num_processes == 1:
+            return value
+        summed = self._accelerator.reduce(torch.tensor(float(value), device=self._device), reduction="sum")
+        return float(summed)
+
+    def _resume(self) -> None:
+        states = saved_states(self._run)
+        if not states:
+            return
+        state = load_state(states[-1], self.plan)
+        restore(state, self._parameters, self._optimizer)
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(state.scaler)
+        self.step = state.step
+
+    def _save(self) -> None:
+        if self._accelerator.is_main_process:
+            scaler = self._scaler.state_dict()
+            save_state(self._run, self.step, self.plan, self._parameters, self._optimizer, scaler)
+
+
+class _StepDataset(Dataset[Any]):
+    """The steps' data; of several processes, each takes every `world`-th micro-batch."""
+
+    def __init__(self, steps: Steps[Any], rank: int, world: int) -> None:
+        self._steps, self._rank, self._world = steps, rank, world
+
+    def __getitem__(self, step: int) -> Any:
+        return self._steps[step][self._rank :: self._world]
+
+
+class _Clock:
+    """When to save and when to stop."""
+
+    def __init__(self, save_seconds: float, stop_after: float) -> None:
+        self._now = time.monotonic
+        self._save_seconds = save_seconds
+        self._saved_at = self._now()
+        self._stop_at = self._now() + stop_after
+
+    def time_to_stop(self) -> bool:
+        return self._now() >= self._stop_at
+
+    def time_to_save(self) -> bool:
+        if self._now() - self._saved_at < self._save_seconds:
+            return False
+        self._saved_at = self._now()
+        return True
+
+
+def _make_optimizer(parameters: dict[str, Any], plan: TrainingPlan) -> torch.optim.Optimizer:
+    matrices = [p for p in parameters.values() if p.dim() > 1]
+    vectors = [p for p in parameters.values() if p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": plan.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=plan.betas, fused=True)
+
+
+class _Interruption:
+    """Ctrl-C and SIGTERM ask for an end after the current step; asked again, Ctrl-C ends at once, unsaved."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Interruption:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._ask)
+            except ValueError:  # not the main thread: whoever owns it decides
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def _ignore_interrupts(_: int) -> None:
+    """Leave signals that are sent to all processes to the one that trains; when it ends, so do the workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -23,6 +23,8 @@ LAYERS = {
     "engine": 4,
     "checkpoint": 4,
     "text_stream": 5,
+    "answer": 5,
+    "engine_driver": 5,
     "llm": 5,
     "benchmark": 6,
     "training": 5,

@@ -17,26 +17,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tianquan.answer import Answer, TextPiece, last
 from tianquan.backends import Backend, make_ops
+from tianquan.backends.kv_cache import SequenceBatch
 from tianquan.checkpoint import Checkpoint, find_folder, open_checkpoint
 from tianquan.checkpoint.weight_reader import OnProgress
-from tianquan.engine.generation import StageClock, generate_token_ids, sequence_batch
-from tianquan.engine.sampler import check_params
+from tianquan.engine.engine import Engine
+from tianquan.engine.interface import EngineOptions, EngineRequest, EngineStatistics
+from tianquan.engine.parameter_checks import check_params
+from tianquan.engine_driver import EngineDriver
 from tianquan.errors import PromptError
 from tianquan.models.omni_model import OmniModel
 from tianquan.processing.messages import MediaSource
 from tianquan.quantization.recipes import Recipe
 from tianquan.request import (
     Completion,
-    FinishReason,
     LongAudio,
     MediaPolicy,
     Prompt,
     SamplingParams,
-    Timings,
-    Usage,
 )
-from tianquan.text_stream import TextStream
 
 logger = logging.getLogger(__name__)
 
@@ -47,21 +47,16 @@ TRANSCRIBE_INSTRUCTION = "Convert speech to text."  # the vendor's prompt for sp
 TRANSCRIBE_SAMPLING = replace(GREEDY, max_tokens=512)  # 30 s of fast speech is under 250 tokens
 
 
-@dataclass(frozen=True)
-class TextPiece:
-    """A piece of an answer being streamed. The last piece carries the completion."""
-
-    text: str
-    completion: Completion | None = None
-
-
 class LLM:
-    """One model on one backend. Calls may come from several threads; each has a KV cache of its own."""
+    """One model on one backend. Calls may come from several threads: one engine answers them side by side."""
 
-    def __init__(self, checkpoint: Checkpoint, model: OmniModel, recipe: Recipe) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, model: OmniModel, recipe: Recipe, options: EngineOptions | None = None
+    ) -> None:
         self.checkpoint = checkpoint
         self.model = model
         self.recipe = recipe
+        self.driver = EngineDriver(Engine(model, options))
 
     @property
     def tokenizer(self) -> Any:
@@ -87,7 +82,7 @@ class LLM:
         Raises:
             PromptError, MediaError, ParameterError: see `processing.processor` and `engine.sampler`.
         """
-        return _last(self.stream_chat(messages, sampling=sampling, media=media, media_root=media_root))
+        return last(self.stream_chat(messages, sampling=sampling, media=media, media_root=media_root))
 
     def stream_chat(
         self,
@@ -96,21 +91,55 @@ class LLM:
         sampling: SamplingParams = CHAT_SAMPLING,
         media: MediaPolicy | None = None,
         media_root: Path | None = None,
-    ) -> Iterator[TextPiece]:
+    ) -> Answer:
         """Answer a conversation piece by piece; arguments as for `chat`."""
         check_params(sampling)
-        clock = StageClock()
+        began = time.perf_counter()
         prompt = self.checkpoint.processor(messages, media, media_root)
-        return self._stream(prompt, sampling, clock)
+        return self.answer(prompt, sampling, preprocess_ms=1000 * (time.perf_counter() - began))
 
     def generate(self, text: str, *, sampling: SamplingParams = CHAT_SAMPLING) -> Completion:
         """Continue plain text, without the chat template."""
         check_params(sampling)
-        clock = StageClock()
         token_ids = self.tokenizer.encode_text(text)
         if not token_ids:
             raise PromptError("the text to continue is empty")
-        return _last(self._stream(Prompt(np.array(token_ids, np.int32)), sampling, clock))
+        return last(self.answer(Prompt(np.array(token_ids, np.int32)), sampling))
+
+    def answer(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        *,
+        adapter: str | None = None,
+        salt: str = "",
+        preprocess_ms: float = 0.0,
+    ) -> Answer:
+        """Begin to answer a prompt; the pieces come by iterating.
+
+        Args:
+            prompt: from `checkpoint.processor`.
+            sampling: how tokens are chosen.
+            adapter: name of the adapter; see `EngineRequest`.
+            salt: keeps what is cached apart from other salts'; see `EngineRequest`.
+            preprocess_ms: what making the prompt took, for the timings.
+
+        Raises:
+            ParameterError, PromptError: see `Engine.add`.
+        """
+        request = EngineRequest(
+            prompt=prompt,
+            sampling=sampling,
+            stop_token_ids=frozenset() if sampling.ignore_eos else self.checkpoint.stop_token_ids,
+            adapter=adapter,
+            salt=salt,
+            preprocess_ms=preprocess_ms,
+        )
+        return Answer(self.driver, request, self.tokenizer)
+
+    def statistics(self) -> EngineStatistics:
+        """Return what the engine did so far, and holds now."""
+        return self.driver.statistics()
 
     def transcribe(
         self,
@@ -166,7 +195,7 @@ class LLM:
         audios = model.encode_audios(prompt.audios) if prompt.audios else []
         hidden = model.embed(prompt, images, audios)
         cache = model.language_model.make_kv_cache(len(hidden))
-        logits = model.forward(hidden, cache, sequence_batch(len(hidden), 0, cache), all_rows=True)
+        logits = model.forward(hidden, cache, SequenceBatch.alone(len(hidden), 0, cache), all_rows=True)
         to_numpy = model.ops.to_numpy
         return Trace(
             prompt.token_ids,
@@ -182,46 +211,6 @@ class LLM:
             CheckpointError: it came from a low-bit folder, or the folder cannot be written.
         """
         self.checkpoint.save_low_bit(self.recipe, Path(folder), self.model.ops, on_progress)
-
-    def _stream(self, prompt: Prompt, sampling: SamplingParams, clock: StageClock) -> Iterator[TextPiece]:
-        preprocess_ms = 1000 * (time.perf_counter() - clock.started)
-        stop_ids = frozenset() if sampling.ignore_eos else self.checkpoint.stop_token_ids
-        stream = TextStream(self.tokenizer, sampling.stop)
-        token_ids: list[int] = []
-        text = ""
-        reason: FinishReason = "length"
-        for token_id in generate_token_ids(self.model, prompt, sampling, stop_ids, clock):
-            token_ids.append(token_id)
-            if token_id in stop_ids:
-                reason = "stop"
-                break
-            piece = stream.add(token_id)
-            text += piece
-            if piece:
-                yield TextPiece(piece)
-            if stream.stopped:
-                break
-        rest = stream.finish()
-        if stream.stopped:
-            reason = "stop"
-        yield TextPiece(
-            rest,
-            Completion(
-                text=text + rest,
-                token_ids=token_ids,
-                prompt_token_ids=prompt.token_ids.tolist(),
-                finish_reason=reason,
-                usage=Usage(len(prompt.token_ids), len(token_ids), prompt.num_image_tokens, prompt.num_audio_tokens),
-                timings=Timings(
-                    preprocess_ms=preprocess_ms,
-                    vision_ms=clock.vision_ms,
-                    audio_ms=clock.audio_ms,
-                    prefill_ms=clock.prefill_ms,
-                    ttft_ms=clock.ttft_ms,
-                    decode_ms=clock.decode_ms,
-                ),
-            ),
-        )
 
 
 @dataclass(frozen=True)
@@ -254,6 +243,7 @@ def load(
     threads: int | None = None,
     revision: str | None = None,
     on_progress: OnProgress | None = None,
+    engine: EngineOptions | None = None,
 ) -> LLM:
     """Load a model.
 
@@ -266,6 +256,7 @@ def load(
         threads: threads of the native backend; None = one per core.
         revision: branch, tag or commit of a hub repository.
         on_progress: called with (weight name, bytes read) for each weight.
+        engine: memory and limits of the engine.
 
     Raises:
         CheckpointError, ParameterError, BackendError: nothing is loaded then.
@@ -275,18 +266,10 @@ def load(
     ops = make_ops(backend, device, threads, recipe.kv_format)
     _warn_of_storage_formats(recipe)
     weights = checkpoint.weights(recipe, ops, on_progress)
-    return LLM(checkpoint, OmniModel(checkpoint.config, weights, ops), recipe)
+    return LLM(checkpoint, OmniModel(checkpoint.config, weights, ops), recipe, engine)
 
 
 @cache
 def _warn_of_storage_formats(recipe: Recipe) -> None:
     if recipe.name in ("bfloat16", "float16"):
         logger.info("%s weights are kept as they are and computed with in float32 on this device", recipe.name)
-
-
-def _last(pieces: Iterator[TextPiece]) -> Completion:
-    completion = None
-    for piece in pieces:
-        completion = piece.completion
-    assert completion is not None, "a stream ends with its completion"
-    return completion

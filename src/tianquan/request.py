@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 Role = Literal["system", "user", "assistant", "tool"]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "abort"]
 LongAudio = Literal["error", "truncate", "chunk"]
 
 
@@ -102,15 +102,36 @@ class Prompt:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OutputFormat:
+    """A form the answer must have; the engine lets only tokens through that keep to it.
+
+    kind: `json_schema` (definition: the schema as JSON text), `regex`, `choice` (definition: a JSON list of
+        strings), or `grammar` (Lark, in llguidance's dialect). A JSON object of any shape is the schema
+        `{"type": "object"}`.
+    """
+
+    kind: Literal["json_schema", "regex", "choice", "grammar"]
+    definition: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """How tokens are chosen. The defaults are plain sampling; `temperature=0` is greedy.
 
     temperature: >= 0; 0 takes the most likely token.
     top_k: 0 = off. top_p, min_p: in (0, 1] and [0, 1); 1 and 0 = off.
     repetition_penalty: > 0; divides the logits of tokens already in the prompt or the answer; 1 = off.
-    seed: None draws one from the system.
+    presence_penalty, frequency_penalty: in [-2, 2]; taken off the logits of tokens already in the answer, once
+        and for each occurrence; 0 = off.
+    logit_bias: pairs (token id, value in [-100, 100]) added to logits; -100 bans, 100 all but forces.
+    min_tokens: tokens before the answer may end by itself (stop strings still end it).
+    max_tokens: most tokens of the answer.
+    seed: None draws one from the system. The same seed gives the same answer, alone or beside others.
     stop: strings that end the answer and are not part of it.
     ignore_eos: go on to max_tokens, for measurements; end-of-answer tokens are then tokens like others.
+    logprobs: None, or how many of the likeliest tokens to report at each place beside the chosen one.
+    n: answers to one prompt; see `LLM.choices`.
+    output_format: None, or a form the answer must have.
     """
 
     temperature: float = 1.0
@@ -118,10 +139,26 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    min_tokens: int = 0
     max_tokens: int = 1024
     seed: int | None = None
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    logprobs: int | None = None
+    n: int = 1
+    output_format: OutputFormat | None = None
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """Natural-log probabilities at one place of the answer, of the model itself: before penalties and temperature."""
+
+    token_id: int  # the chosen token
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # the likeliest tokens and theirs, best first
 
 
 @dataclass(frozen=True)
@@ -132,6 +169,7 @@ class Usage:
     completion_tokens: int
     image_tokens: int
     audio_tokens: int
+    cached_tokens: int = 0  # of the prompt, whose keys and values were there already
 
 
 @dataclass(frozen=True)
@@ -144,6 +182,7 @@ class Timings:
     prefill_ms: float
     ttft_ms: float
     decode_ms: float
+    queue_ms: float = 0.0  # between arrival and the first work on it
 
     def decode_tokens_per_second(self, completion_tokens: int) -> float:
         """Rate of the tokens after the first; 0 when there was only one."""
@@ -160,3 +199,4 @@ class Completion:
     finish_reason: FinishReason
     usage: Usage
     timings: Timings
+    logprobs: tuple[TokenLogprob, ...] = ()  # one per token when asked for

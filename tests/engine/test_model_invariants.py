@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tianquan.backends.kv_cache import SequenceBatch
-from tianquan.engine.generation import sequence_batch
 from tianquan.errors import PromptError
 from tianquan.llm import CHAT_SAMPLING, GREEDY
 from tolerances import REGROUPED, relative_rmse
@@ -27,7 +26,7 @@ def model(llm):
 def all_logits(model, token_ids):
     hidden = model.language_model.embed(token_ids)
     cache = model.language_model.make_kv_cache(len(token_ids))
-    return model.forward(hidden, cache, sequence_batch(len(token_ids), 0, cache), all_rows=True)
+    return model.forward(hidden, cache, SequenceBatch.alone(len(token_ids), 0, cache), all_rows=True)
 
 
 def random_ids(length, seed=0):
@@ -40,7 +39,7 @@ def test_cached_decode_equals_full_forward(model):
     cache = model.language_model.make_kv_cache(40)
     for n in range(40):
         hidden = model.language_model.embed(token_ids[n : n + 1])
-        logits = model.forward(hidden, cache, sequence_batch(1, n, cache))
+        logits = model.forward(hidden, cache, SequenceBatch.alone(1, n, cache))
         assert relative_rmse(logits[0], expected[n]) < REGROUPED
 
 
@@ -53,7 +52,7 @@ def test_chunked_prefill_equals_whole(model, cuts):
     borders = [0, *sorted(set(cuts)), 70]
     for start, stop in pairwise(borders):
         hidden = model.language_model.embed(token_ids[start:stop])
-        logits = model.forward(hidden, cache, sequence_batch(stop - start, start, cache), all_rows=True)
+        logits = model.forward(hidden, cache, SequenceBatch.alone(stop - start, start, cache), all_rows=True)
         assert relative_rmse(logits, expected[start:stop]) < REGROUPED
 
 

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tianquan.engine.sampler import check_params, sample
+from tianquan.engine.parameter_checks import check_params
+from tianquan.engine.sampler import sample, token_logprob
 from tianquan.errors import ParameterError
-from tianquan.request import SamplingParams
+from tianquan.request import OutputFormat, SamplingParams
 
 LOGITS = np.log(np.array([0.5, 0.25, 0.15, 0.1], np.float32))
 
@@ -94,8 +95,59 @@ def test_always_returns_a_token(logits, temperature, top_k, top_p, min_p):
         ("max_tokens", 0),
         ("seed", -1),
         ("stop", ("",)),
+        ("stop", ("x",) * 1_000_000),
+        ("stop", ("x" * 1_000_000,)),
+        ("stop", (3,)),
+        ("stop", ["x"]),
+        ("n", 0),
+        ("n", 10**100),
+        ("n", 1.5),
+        ("max_tokens", -(10**4000)),
+        ("min_tokens", -1),
+        ("min_tokens", 2000),
+        ("logprobs", 21),
+        ("logprobs", True),
+        ("presence_penalty", 3),
+        ("frequency_penalty", math.nan),
+        ("logit_bias", ((1, 101.0),)),
+        ("logit_bias", ((-1, 1.0),)),
+        ("logit_bias", ((1.5, 1.0),)),
+        ("logit_bias", ((1, 0.0),) * 5000),
+        ("logit_bias", {1: 2.0}),
+        ("output_format", "json"),
+        ("output_format", OutputFormat(kind="regex", definition="x" * 100_000)),
+        ("output_format", OutputFormat(kind="poem", definition="x")),
     ],
 )
 def test_values_out_of_range_are_refused(name, value):
-    with pytest.raises(ParameterError, match=name.replace("_", ".") if name != "stop" else "stop string"):
+    with pytest.raises(ParameterError, match=f"{name}|stop string|the regex has 100000") as error:
         check_params(replace(SamplingParams(), **{name: value}))
+    assert len(str(error.value)) < 200
+
+
+def test_presence_and_frequency_lower_what_the_answer_has():
+    logits = np.array([2.0, 1.9, 1.8], np.float32)
+    greedy = SamplingParams(temperature=0, presence_penalty=0.15)
+    assert sample(logits, greedy, [0], np.random.default_rng(), num_prompt=1) == 0, "the prompt does not count"
+    assert sample(logits, greedy, [0], np.random.default_rng()) == 1
+    often = SamplingParams(temperature=0, frequency_penalty=0.06)
+    assert sample(logits, often, [0], np.random.default_rng()) == 0
+    assert sample(logits, often, [0, 0], np.random.default_rng()) == 1
+
+
+def test_bias_and_what_is_forbidden():
+    logits = np.array([2.0, 1.9, 1.8], np.float32)
+    assert sample(logits, SamplingParams(temperature=0, logit_bias=((2, 0.3),)), (), np.random.default_rng()) == 2
+    assert sample(logits, SamplingParams(temperature=0), (), np.random.default_rng(), forbidden=frozenset({0})) == 1
+    allowed = np.array([False, False, True])
+    drawn = {sample(logits, SamplingParams(), (), np.random.default_rng(n), allowed=allowed) for n in range(20)}
+    assert drawn == {2}
+    assert logits.tolist() == [np.float32(2.0), np.float32(1.9), np.float32(1.8)]
+
+
+def test_logprobs_sum_to_one():
+    result = token_logprob(LOGITS, 2, 4)
+    assert [id for id, _ in result.top] == [0, 1, 2, 3]
+    assert sum(math.exp(value) for _, value in result.top) == pytest.approx(1)
+    assert result.logprob == pytest.approx(math.log(0.15), abs=1e-6)
+    assert token_logprob(LOGITS, 2, 0).top == ()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tianquan.backends.kv_cache import SequenceBatch
 from tianquan.checkpoint import open_checkpoint
 from tianquan.checkpoint.tensor_list import required_tensors
-from tianquan.engine.generation import sequence_batch
 from tianquan.llm import LLM
 from tianquan.models.omni_model import OmniModel
 from tianquan.quantization.recipes import find_recipe
@@ -62,7 +62,7 @@ def test_gradients_reach_what_is_trainable_and_nothing_else(loaded, media_root):
     model = llm.model
     hidden = model.embed(prompt, model.encode_images(prompt.images), model.encode_audios(prompt.audios))
     cache = model.language_model.make_kv_cache(len(hidden))
-    model.forward(hidden, cache, sequence_batch(len(hidden), 0, cache), all_rows=True).square().mean().backward()
+    model.forward(hidden, cache, SequenceBatch.alone(len(hidden), 0, cache), all_rows=True).square().mean().backward()
     with_gradient = {name for name, p in tree.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     trainable = {name for name, p in tree.named_parameters() if p.requires_grad}
     # The key's bias moves no attention weight: softmax cancels it.

@@ -37,6 +37,20 @@ class KVCache:
         """Tokens of one block."""
         return int(self.keys.shape[3])
 
+    def arrays(self) -> tuple[Array, ...]:
+        """Return every array of the cache; the first four axes of each are (L, N, K, S)."""
+        return (self.keys, self.values)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all blocks once they are written."""
+        return sum(int(array.nbytes) for array in self.arrays())
+
+    def copy_block(self, source: int, target: int, num_tokens: int) -> None:
+        """Copy the first `num_tokens` tokens of a block to another block, in every layer."""
+        for array in self.arrays():
+            array[:, target, :, :num_tokens] = array[:, source, :, :num_tokens]
+
 
 @dataclass(frozen=True)
 class SequenceBatch:
@@ -48,6 +62,12 @@ class SequenceBatch:
 
     def __post_init__(self) -> None:
         assert len(self.query_offsets) == len(self.num_cached) + 1 == len(self.block_tables) + 1
+
+    @classmethod
+    def alone(cls, num_new: int, num_cached: int, cache: KVCache) -> SequenceBatch:
+        """Return the batch of one sequence that owns all blocks of its cache in order."""
+        table = np.arange(cache.num_blocks, dtype=np.int32)[None]
+        return cls(np.array([0, num_new], np.int32), np.array([num_cached], np.int32), table)
 
     @property
     def is_decode(self) -> bool:

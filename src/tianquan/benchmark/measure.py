@@ -17,7 +17,6 @@ import numpy as np
 from PIL import Image
 
 from tianquan.backends.kv_cache import SequenceBatch
-from tianquan.engine.generation import sequence_batch
 from tianquan.kernels.library import KernelLibrary
 from tianquan.llm import GREEDY, LLM
 from tianquan.models.omni_model import OmniModel
@@ -135,7 +134,7 @@ def measure_prefill(model: OmniModel, num_tokens: int, repeats: int) -> float:
     language = model.language_model
     token_ids = np.arange(num_tokens, dtype=np.int32)
     cache = language.make_kv_cache(num_tokens)
-    batch = sequence_batch(num_tokens, 0, cache)
+    batch = SequenceBatch.alone(num_tokens, 0, cache)
     return median_seconds(lambda: model.forward(language.embed(token_ids), cache, batch), repeats)
 
 

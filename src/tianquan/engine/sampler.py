@@ -1,66 +1,49 @@
 """Choosing the next token: pure functions of logits, parameters, past tokens and a random number generator.
 
-Order, as in Hugging Face transformers: repetition penalty, temperature, top-k, top-p, min-p, draw.
-Source: Keskar et al. 2019 (repetition penalty), Holtzman et al. 2020 (top-p), Nguyen et al. 2024 (min-p).
+Order, as in Hugging Face transformers: repetition penalty, presence and frequency penalties, bias, what is
+forbidden, temperature, top-k, top-p, min-p, draw.
+Source: Keskar et al. 2019 (repetition penalty), Holtzman et al. 2020 (top-p), Nguyen et al. 2024 (min-p);
+presence and frequency penalties as in OpenAI's API.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from tianquan.errors import ParameterError
-from tianquan.request import SamplingParams
+from tianquan.request import SamplingParams, TokenLogprob
 
 Float32 = npt.NDArray[np.float32]
 
 
-_NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty")
-_INTEGERS = ("top_k", "max_tokens", "seed")
-
-
-def check_params(params: SamplingParams) -> None:
-    """Raise ParameterError when a sampling parameter is of the wrong type or outside its range."""
-    for names, kinds, expected in ((_NUMBERS, (int, float), "a number"), (_INTEGERS, (int,), "an integer")):
-        for name in names:
-            value = getattr(params, name)
-            if value is None and name == "seed":
-                continue
-            if isinstance(value, bool) or not isinstance(value, kinds):
-                raise ParameterError(f"{name} must be {expected}, got {value!r}")
-    ranges = (
-        ("temperature", 0 <= params.temperature <= 100, "between 0 and 100"),
-        ("top_k", params.top_k >= 0, "0 (off) or more"),
-        ("top_p", 0 < params.top_p <= 1, "above 0 and at most 1"),
-        ("min_p", 0 <= params.min_p < 1, "at least 0 and below 1"),
-        ("repetition_penalty", 0.01 <= params.repetition_penalty <= 100, "between 0.01 and 100"),
-        ("max_tokens", params.max_tokens >= 1, "at least 1"),
-        ("seed", params.seed is None or 0 <= params.seed < 2**63, "between 0 and 2^63 - 1"),
-    )
-    for name, is_valid, expected in ranges:
-        if not is_valid:  # NaN fails every comparison and ends here too
-            raise ParameterError(f"{name} must be {expected}, got {getattr(params, name)}")
-    if not isinstance(params.stop, tuple) or not all(isinstance(stop, str) for stop in params.stop):
-        raise ParameterError(f"stop must be a tuple of strings, got {type(params.stop).__name__}")
-    if any(not stop for stop in params.stop):
-        raise ParameterError("a stop string must not be empty")
-
-
 def sample(
-    logits: Float32, params: SamplingParams, past_token_ids: Iterable[int], generator: np.random.Generator
+    logits: Float32,
+    params: SamplingParams,
+    past_token_ids: Sequence[int],
+    generator: np.random.Generator,
+    num_prompt: int = 0,
+    forbidden: frozenset[int] = frozenset(),
+    allowed: npt.NDArray[np.bool_] | None = None,
 ) -> int:
     """Return the next token id.
 
     Args:
         logits: (vocab,), not changed.
         params: how to choose.
-        past_token_ids: prompt and answer so far, for the repetition penalty.
+        past_token_ids: prompt and answer so far, for the penalties.
         generator: consumed by exactly one draw per sampled token, by none when greedy.
+        num_prompt: how many of the past tokens are the prompt's.
+        forbidden: ids that must not come now, beside those of `allowed`.
+        allowed: (vocab,) which ids may come at all; at least one may.
     """
-    if params.repetition_penalty != 1.0:
-        logits = _penalize(logits, params.repetition_penalty, past_token_ids)
+    logits = _adjust(logits, params, past_token_ids, num_prompt)
+    if forbidden or allowed is not None:
+        logits = logits.copy()
+        logits[list(forbidden)] = -np.inf
+        if allowed is not None:
+            logits[~allowed] = -np.inf
     if params.temperature == 0:
         return int(logits.argmax())
     token_ids, probabilities = _candidates(logits, params)
@@ -69,11 +52,34 @@ def sample(
     return int(token_ids[min(np.searchsorted(cumulative, draw, side="right"), len(token_ids) - 1)])
 
 
-def _penalize(logits: Float32, penalty: float, past_token_ids: Iterable[int]) -> Float32:
-    seen = np.unique(np.fromiter(past_token_ids, np.int64))
+def token_logprob(logits: Float32, token_id: int, num_top: int) -> TokenLogprob:
+    """Return the log-probability of a token and of the `num_top` likeliest, from logits (vocab,)."""
+    wide = logits.astype(np.float64)
+    wide -= wide.max()
+    wide -= np.log(np.exp(wide).sum())
+    num_top = min(num_top, len(wide))
+    best = np.argpartition(-wide, num_top - 1)[:num_top] if num_top else np.empty(0, np.int64)
+    best = best[np.lexsort((best, -wide[best]))]
+    top = tuple((int(id), float(wide[id])) for id in best)
+    return TokenLogprob(token_id, float(wide[token_id]), top)
+
+
+def _adjust(logits: Float32, params: SamplingParams, past_token_ids: Sequence[int], num_prompt: int) -> Float32:
+    """Return the logits after penalties and bias; the same array when there are none."""
+    penalizes_answer = params.presence_penalty != 0 or params.frequency_penalty != 0
+    if params.repetition_penalty == 1.0 and not penalizes_answer and not params.logit_bias:
+        return logits
     logits = logits.copy()
-    values = logits[seen]
-    logits[seen] = np.where(values > 0, values / penalty, values * penalty)
+    if params.repetition_penalty != 1.0:
+        seen = np.unique(np.fromiter(past_token_ids, np.int64, len(past_token_ids)))
+        values = logits[seen]
+        logits[seen] = np.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+    if penalizes_answer:
+        answer = np.asarray(past_token_ids[num_prompt:], np.int64)
+        seen, counts = np.unique(answer, return_counts=True)
+        logits[seen] -= np.float32(params.presence_penalty) + counts.astype(np.float32) * params.frequency_penalty
+    for token_id, bias in params.logit_bias:
+        logits[token_id] += np.float32(bias)
     return logits
 
 

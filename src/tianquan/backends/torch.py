@@ -59,6 +59,11 @@ class LowBitWeight(nn.Module):
             self.register_buffer(name, torch.from_numpy(np.array(array)))  # a copy: mapped files are read-only
         self.register_buffer("bias", bias)
 
+    @property
+    def qweight(self) -> Tensor:
+        """The packed codes, under the name by which adapters find the device of low-bit weights."""
+        return self.codes
+
     def dequantize(self) -> Tensor:
         """Return the matrix (out, in) in float32."""
         num_panels = len(self.codes)

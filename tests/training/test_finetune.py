@@ -1,0 +1,212 @@
+"""Adapting a small checkpoint from end to end, and what adapters must keep."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import command_line
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("peft")
+
+from tianquan.checkpoint import open_checkpoint  # noqa: E402
+from tianquan.checkpoint.adapter import Adapter  # noqa: E402
+from tianquan.errors import ParameterError  # noqa: E402
+from tianquan.llm import LLM, load  # noqa: E402
+from tianquan.models.omni_model import OmniModel  # noqa: E402
+from tianquan.quantization.recipes import find_recipe  # noqa: E402
+from tianquan.training.adapters import LoraSettings, adapted_names, attach_lora, save_adapter  # noqa: E402
+from tianquan.training.finetune import FinetuneOptions, Finetuning  # noqa: E402
+from tianquan.training.module_tree import ModuleTree  # noqa: E402
+from tianquan.training.records import RecordError  # noqa: E402
+from tolerances import CONFORMANCE, relative_rmse  # noqa: E402
+
+TALKS = [
+    ({"text": "What is it?", "image": "tiny_100x60.png"}, "a circle"),
+    ({"text": "Say it.", "audio": "speech_1s_16k.wav"}, "one"),
+    ({"text": "Hello"}, "good morning"),
+    ({"text": "你好", "image": "tiny_100x60.png", "audio": "speech_1s_16k.wav"}, "圆形"),
+]
+MESSAGES = [{"role": "user", "content": TALKS[3][0]}]
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> Path:
+    path = tmp_path / "records.jsonl"
+    lines = [
+        {"conversations": [{"role": "user", "content": q}, {"role": "assistant", "content": a}], "task": f"t{n % 2}"}
+        for n, (q, a) in enumerate(TALKS)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def options(records, checkpoint_folder, media_root, tmp_path):
+    return FinetuneOptions(
+        model=str(checkpoint_folder),
+        data=records,
+        output=tmp_path / "out",
+        evaluation_data=records,
+        media_root=media_root,
+        max_steps=6,
+        epochs=100,
+        batch_size=2,
+        learning_rate=5e-3,
+        lora=LoraSettings(rank=4, alpha=8.0),
+    )
+
+
+def quiet(*_):
+    pass
+
+
+def load_tree(folder, precision="float32"):
+    from tianquan.backends.torch import TorchOps
+
+    checkpoint = open_checkpoint(folder)
+    ops = TorchOps("cpu")
+    recipe = find_recipe(precision)
+    tree = ModuleTree(checkpoint.weights(recipe, ops))
+    model = OmniModel(checkpoint.config, tree, ops)
+    model.load_vision()
+    model.load_audio()
+    return LLM(checkpoint, model, recipe), tree
+
+
+@pytest.mark.parametrize("precision", ["float32", "int4", "int8"])
+def test_fresh_lora_changes_nothing(checkpoint_folder, media_root, precision):
+    llm, tree = load_tree(checkpoint_folder, precision)
+    before = llm.trace(MESSAGES, media_root=media_root)
+    names = adapted_names(llm.checkpoint.config, ["language_model", "vision", "resampler", "audio"])
+    attach_lora(tree, names, LoraSettings(rank=2))
+    after = llm.trace(MESSAGES, media_root=media_root)
+    np.testing.assert_array_equal(after.logits, before.logits)
+    assert {name for name, p in tree.named_parameters() if p.requires_grad} == {
+        name for name, _ in tree.named_parameters() if ".lora_" in name
+    }
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_the_loss_falls(options, method):
+    report = Finetuning(replace(options, method=method, max_steps=12), quiet).run()
+    assert report.after.loss < 0.8 * report.before.loss
+    assert (options.output / "report.md").read_text().startswith("# Training report")
+    assert (options.output / ("model" if method == "full" else "adapter")).is_dir()
+    with pytest.raises(ParameterError, match="finished"):
+        Finetuning(replace(options, method=method), quiet)
+
+
+def test_merged_is_attached(options, checkpoint_folder, media_root, tmp_path):
+    """The factors in training, the adapter added at load, and the merged checkpoint say the same."""
+    llm, tree = load_tree(checkpoint_folder)
+    parts = ["language_model", "vision", "resampler", "audio"]
+    config = attach_lora(tree, adapted_names(llm.checkpoint.config, parts), LoraSettings(rank=2))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in tree.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(0, 0.05)
+    attached = llm.trace(MESSAGES, media_root=media_root)
+    save_adapter(tree, config, "base", tmp_path / "adapter")
+
+    merged = tmp_path / "merged"
+    assert (
+        command_line.run("merge", checkpoint_folder, tmp_path / "adapter", merged, "--format", "float32").returncode
+        == 0
+    )
+    got = load(merged, precision="float32").trace(MESSAGES, media_root=media_root)
+    base = load(checkpoint_folder, precision="float32").trace(MESSAGES, media_root=media_root)
+    assert relative_rmse(base.logits, attached.logits) > 100 * CONFORMANCE
+    for name, expected in attached.to_arrays().items():
+        if name != "prompt_token_ids":
+            assert relative_rmse(got.to_arrays()[name], expected) < CONFORMANCE, name
+
+
+def test_full_training_writes_what_it_trained_and_nothing_else(options, checkpoint_folder):
+    Finetuning(replace(options, method="full", parts=("audio_projection", "resampler")), quiet).run()
+    before, after = (open_checkpoint(folder).files for folder in (checkpoint_folder, options.output / "model"))
+    changed = {name for name in before.tensors if not np.array_equal(before.dense(name).data, after.dense(name).data)}
+    assert changed
+    assert all(name.startswith(("vision.resampler.", "audio.audio.proj", "audio.audio.audio_bos")) for name in changed)
+
+
+def test_interrupted_is_uninterrupted(options, tmp_path, monkeypatch):
+    from tianquan.training import finetune
+    from tianquan.training.trainer import Trainer
+
+    Finetuning(options, quiet).run()
+    part = replace(options, output=tmp_path / "parts")
+
+    class Impatient(Trainer):
+        def train(self):
+            self._stop_after = 0.0
+            super().train()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune, "Trainer", Impatient)
+    for _ in range(options.max_steps - 1):
+        with pytest.raises(KeyboardInterrupt):
+            Finetuning(part, quiet).run()
+    monkeypatch.undo()
+    Finetuning(part, quiet).run()
+    config = open_checkpoint(Path(options.model)).config
+    whole, parts = (Adapter.open(one.output / "adapter", config) for one in (options, part))
+    for name, factors in whole.factors.items():
+        for a, b in zip(factors, parts.factors[name], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_gradient_checkpointing_gives_the_same_weights(options, tmp_path):
+    config = open_checkpoint(Path(options.model)).config
+    Finetuning(options, quiet).run()
+    Finetuning(replace(options, gradient_checkpointing=True, output=tmp_path / "less"), quiet).run()
+    one, two = (Adapter.open(folder / "adapter", config) for folder in (options.output, tmp_path / "less"))
+    for name, (a, _) in one.factors.items():
+        np.testing.assert_allclose(a, two.factors[name][0], rtol=1e-4, atol=1e-6)
+
+
+def test_bad_records_stop_or_are_skipped(options, records):
+    lines = records.read_text(encoding="utf-8").splitlines()
+    lines.insert(1, "{broken")
+    lines.append(
+        json.dumps(
+            {"messages": [{"role": "user", "content": {"image": "none.png"}}, {"role": "assistant", "content": "x"}]}
+        )
+    )
+    records.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(RecordError, match=r"records\.jsonl:2: .*--on-bad-record skip"):
+        Finetuning(options, quiet)
+    finetuning = Finetuning(replace(options, on_bad_record="skip", evaluation_data=None), quiet)
+    assert len(finetuning.dataset) == len(TALKS)
+    assert [line.partition(": ")[0] for line in finetuning.dataset.skipped] == ["records.jsonl:2", "records.jsonl:6"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"parts": ()}, {"epochs": 0.0}, {"batch_size": 0}, {"warmup": 2.0}],
+)
+def test_absurd_options(options, change):
+    with pytest.raises(ParameterError):
+        replace(options, **change)
+
+
+def test_low_bit_folders_are_not_trained(options, checkpoint_folder, tmp_path):
+    assert command_line.run("quantize", checkpoint_folder, tmp_path / "low").returncode == 0
+    with pytest.raises(ParameterError, match="low-bit"):
+        Finetuning(replace(options, model=str(tmp_path / "low")), quiet)
+
+
+def test_the_command(options, records, checkpoint_folder, media_root, tmp_path):
+    out = tmp_path / "cli"
+    result = command_line.run(
+        *("finetune", checkpoint_folder, "--data", records, "--output", out, "--media-root", media_root),
+        *("--rank", 2, "--max-steps", 2, "--train", "language", "--train", "resampler"),
+    )
+    assert "4 records" in result.stdout, result
+    assert (out / "adapter" / "adapter_model.safetensors").is_file()

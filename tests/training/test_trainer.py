@@ -1,0 +1,226 @@
+"""The loop: loss falls, a resumed run is the run that was not interrupted, overflow and NaN."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("accelerate")
+
+from torch import nn  # noqa: E402
+
+from tianquan.errors import CheckpointError, ParameterError  # noqa: E402
+from tianquan.training.log import read_metrics  # noqa: E402
+from tianquan.training.objective import Objective, StepLoss  # noqa: E402
+from tianquan.training.plan import TrainingPlan  # noqa: E402
+from tianquan.training.state import StateError, load_state, saved_states  # noqa: E402
+from tianquan.training.trainer import Trainer, TrainingError  # noqa: E402
+
+PLAN = TrainingPlan(num_steps=12, learning_rate=0.05, warmup_steps=2, weight_decay=0.01, seed=3)
+
+
+class Regression(Objective):
+    """y = W x for random x; an item is a number that gives x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.trained = nn.Linear(4, 3)
+        self.frozen = nn.Linear(4, 3).requires_grad_(False)
+        self.dropout = nn.Dropout(0.2)
+        self.broken: dict[int, float] = {}
+
+    def forward(self, items):
+        x = torch.stack([torch.sin(torch.arange(1.0, 5.0) * (1 + item)) for item in items])
+        x = x * torch.tensor([self.broken.get(item, 1.0) for item in items])[:, None]
+        error = self.trained(self.dropout(x)) - self.frozen(x)
+        return StepLoss(total=(error.float() ** 2).sum(), num_terms=len(items), num_tokens=len(items))
+
+    def num_terms(self, items):
+        return len(items)
+
+    def source(self, item):
+        return f"item {item}"
+
+
+class Numbers:
+    def __init__(self, sizes=(5, 2)) -> None:
+        self.sizes = sizes
+
+    def __getitem__(self, step):
+        return [[step * 10 + n for n in range(size)] for size in self.sizes]
+
+
+def run(folder, plan=PLAN, *, stop_after=math.inf, broken=None, steps=None, interval=1):
+    objective = Regression()
+    objective.broken = broken or {}
+    trainer = Trainer(objective, steps or Numbers(), plan, folder, log_interval=interval, stop_after=stop_after)
+    trainer.train()
+    return objective, trainer
+
+
+def weights(objective):
+    return objective.trained.weight.detach().numpy().copy()
+
+
+def test_the_loss_falls_and_frozen_weights_stay(tmp_path):
+    before = Regression().frozen.weight.detach().numpy().copy()
+    objective, _ = run(tmp_path, replace(PLAN, num_steps=60, schedule="cosine"))
+    losses = [float(row["loss"]) for row in read_metrics(tmp_path)]
+    assert losses[-1] < 0.2 * losses[0]
+    np.testing.assert_array_equal(objective.frozen.weight.detach().numpy(), before)
+    assert (tmp_path / "metrics.csv").is_file()
+
+
+def test_micro_batches_of_other_sizes_give_the_same_gradients(tmp_path):
+    np.testing.assert_allclose(
+        _undropped(tmp_path / "c", Numbers((6,))), _undropped(tmp_path / "d", _Split()), rtol=1e-5
+    )
+
+
+class _Split:
+    def __getitem__(self, step):
+        items = [step * 10 + n for n in range(6)]
+        return [items[:4], items[4:]]
+
+
+def _undropped(folder, steps):
+    objective = Regression()
+    objective.dropout.p = 0.0
+    Trainer(objective, steps, replace(PLAN, num_steps=3), folder).train()
+    return weights(objective)
+
+
+def test_resumed_is_uninterrupted(tmp_path):
+    whole, _ = run(tmp_path / "whole")
+    _, first = run(tmp_path / "parts", stop_after=0)  # one step each time
+    assert first.step == 1
+    for _ in range(20):
+        _, trainer = run(tmp_path / "parts", stop_after=0)
+    assert trainer.step == PLAN.num_steps
+    parts = load_state(saved_states(tmp_path / "parts")[-1], PLAN).weights["trained.weight"]
+    np.testing.assert_array_equal(parts.numpy(), weights(whole))
+    steps = [int(row["step"]) for row in read_metrics(tmp_path / "parts")]
+    assert steps == list(range(1, PLAN.num_steps + 1))
+
+
+def test_states_are_two_and_hold_no_pickle(tmp_path):
+    run(tmp_path, replace(PLAN, save_seconds=0.0))
+    states = saved_states(tmp_path)
+    assert len(states) == 2
+    assert {path.name for path in states[-1].iterdir()} == {
+        "weights.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+    }
+
+
+def test_another_plan_is_not_resumed(tmp_path):
+    run(tmp_path, stop_after=0)
+    with pytest.raises(StateError, match="learning_rate"):
+        run(tmp_path, replace(PLAN, learning_rate=0.04))
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "json"])
+def test_a_damaged_state_is_refused(tmp_path, damage):
+    run(tmp_path, stop_after=0)
+    state = saved_states(tmp_path)[-1]
+    if damage == "cut":
+        data = (state / "weights.safetensors").read_bytes()
+        (state / "weights.safetensors").write_bytes(data[:-4] + b"abcd")
+    elif damage == "missing":
+        (state / "optimizer.safetensors").unlink()
+    else:
+        (state / "state.json").write_text("{")
+    with pytest.raises(StateError, match="state"):
+        load_state(state, PLAN)
+
+
+def test_a_full_disk_leaves_the_last_state(tmp_path, monkeypatch):
+    run(tmp_path, stop_after=0)
+    before = saved_states(tmp_path)[-1]
+
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tianquan.training.state.save_file", fail)
+    with pytest.raises(CheckpointError, match="No space left"):
+        run(tmp_path, stop_after=0)
+    monkeypatch.undo()
+    assert saved_states(tmp_path) == [before]
+    assert load_state(before, PLAN).step == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_save_and_end(tmp_path, number):
+    class Interrupting(Numbers):
+        def __getitem__(self, step):
+            if step == 3:
+                os.kill(os.getpid(), number)
+            return super().__getitem__(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, steps=Interrupting())
+    assert load_state(saved_states(tmp_path)[-1], PLAN).step == 4
+    parts, _ = run(tmp_path)
+    whole, _ = run(tmp_path / "whole", steps=Numbers())
+    np.testing.assert_array_equal(weights(parts), weights(whole))
+
+
+def test_not_a_number_names_the_record(tmp_path):
+    with pytest.raises(TrainingError, match=r"item 31\b"):
+        run(tmp_path, broken={31: math.nan})
+    assert not math.isnan(float(read_metrics(tmp_path)[-1]["loss"]))
+
+
+def test_overflow_of_float16_is_skipped_and_recovered(tmp_path):
+    plan = replace(PLAN, num_steps=40, precision="float16", learning_rate=0.02)
+    objective, trainer = run(tmp_path, plan, broken={30: 3e4})  # finite in float32, infinite as a scaled gradient
+    rows = read_metrics(tmp_path)
+    assert rows[3]["skipped"] == "1"
+    assert [row["skipped"] for row in rows].count("1") < 8
+    assert np.isfinite(weights(objective)).all()
+    assert trainer._scaler.get_scale() < 2.0**12
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"])
+
+
+def test_endless_overflow_stops(tmp_path):
+    class Huge(Regression):
+        def forward(self, items):
+            return replace(super().forward(items), total=super().forward(items).total * 1e36)
+
+    trainer = Trainer(Huge(), Numbers(), replace(PLAN, num_steps=100, precision="float16"), tmp_path)
+    with pytest.raises(TrainingError, match="overflows of float16 in a row"):
+        trainer.train()
+
+
+def test_nothing_to_train(tmp_path):
+    objective = Regression()
+    objective.requires_grad_(False)
+    with pytest.raises(TrainingError, match="nothing is trained"):
+        Trainer(objective, Numbers(), PLAN, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"num_steps": 0}, {"learning_rate": math.nan}, {"learning_rate": -1.0}, {"warmup_steps": 13}, {"seed": -1}],
+)
+def test_absurd_plans(change):
+    with pytest.raises(ParameterError, match=next(iter(change))):
+        replace(PLAN, **change)
+
+
+def test_schedules():
+    plan = replace(PLAN, num_steps=10, warmup_steps=2, learning_rate=1.0)
+    assert [plan.rate_at(step) for step in (0, 1)] == [0.5, 1.0]
+    assert replace(plan, schedule="constant").rate_at(9) == 1.0
+    assert replace(plan, schedule="linear").rate_at(6) == pytest.approx(0.5)
+    assert plan.rate_at(6) == pytest.approx(0.5)
+    assert json.loads(json.dumps(plan.betas)) == list(plan.betas)

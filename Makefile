@@ -1,20 +1,26 @@
 # make demo    set everything up and see the model answer about a picture and a recording
 # make test    set up the development environment and run the tests
 # make check   format, lint, types, file sizes
+# make test-training  the tests that need PyTorch, in an environment of their own
 # make sanitize  the kernels under the address, undefined-behaviour and thread sanitizers
 
 PYTHON ?= python3
 VENV := .venv
+TRAINING_VENV := .venv-training
+TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 SOURCES := $(shell find src -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test check format sanitize clean
+.PHONY: demo test test-training check format sanitize clean
 
 demo: $(VENV)/installed
 	$(BIN)/python scripts/demo.py
 
 test: $(VENV)/developed
 	$(BIN)/python -m pytest
+
+test-training: $(TRAINING_VENV)/developed
+	OMP_NUM_THREADS=2 $(TRAINING_VENV)/bin/python -m pytest tests/training tests/backends/test_torch.py
 
 check: $(VENV)/developed
 	$(BIN)/ruff format --check .
@@ -47,5 +53,12 @@ $(VENV)/developed: $(VENV)/pip $(SOURCES)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/installed
 
+# PyTorch is not in the main environment: on Linux it can be gigabytes. TORCH names the release to install.
+$(TRAINING_VENV)/developed: $(VENV)/pip $(SOURCES)
+	@test -d $(TRAINING_VENV) || $(PYTHON) -m venv $(TRAINING_VENV)
+	$(TRAINING_VENV)/bin/pip install --quiet --disable-pip-version-check '$(TORCH)'
+	$(TRAINING_VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[train]' pytest hypothesis
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build .demo
+	rm -rf $(VENV) $(TRAINING_VENV) build .demo

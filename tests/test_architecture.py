@@ -27,6 +27,7 @@ LAYERS = {
     "engine_driver": 5,
     "llm": 5,
     "benchmark": 6,
+    "evaluation": 6,
     "training": 5,
     "cli": 7,
     "__main__": 7,

@@ -1,0 +1,86 @@
+"""`evaluate`: how often a model is right, and how far each precision is from a reference."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tianquan.cli import options
+from tianquan.cli.output import check_writable, write_atomically
+from tianquan.cli.progress import WorkProgress
+
+Precisions = Annotated[
+    list[str] | None,
+    typer.Option("--precision", help="float32, bfloat16, float16, int8, int4, ...; repeat it for several rows."),
+]
+
+
+def evaluate(
+    model: options.ModelArgument,
+    data: Annotated[list[Path], typer.Option(help="Records with true answers (jsonl); may be repeated.")],
+    media_root: Annotated[
+        Path | None, typer.Option(help="Folder that relative media paths start from; each file's own by default.")
+    ] = None,
+    precision: Precisions = None,
+    reference: Annotated[
+        str | None, typer.Option(help="MODEL@precision to compare each token's distribution with.")
+    ] = None,
+    sensitivity: Annotated[bool, typer.Option(help="With --reference, also measure one tower at a time.")] = True,
+    limit: Annotated[int | None, typer.Option(help="Only the first N records of each file.", min=1)] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the report and all answers.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Also write the tables.")] = None,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of one answer.", min=1)] = 256,
+    backend: options.BackendOption = "native",
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+    revision: options.Revision = None,
+    max_slices: options.MaxSlices = None,
+    max_image_tokens: options.MaxImageTokens = None,
+) -> None:
+    """Answer records greedily; print accuracy, error rates, sizes, and the distance from a reference."""
+    from tianquan.errors import TianquanError
+    from tianquan.evaluation import report
+    from tianquan.evaluation.run import Evaluation, EvaluationPlan, RecordSet, parse_reference
+    from tianquan.training.records import read_records
+
+    for path in (json_file, markdown):
+        if path is not None:
+            check_writable(path)
+    precisions: list[str | None] = [*precision] if precision else [None]
+    plan = EvaluationPlan(
+        model=model,
+        precisions=tuple(dict.fromkeys(precisions)),
+        record_sets=tuple(
+            RecordSet(tuple(read_records(path)[:limit]), path.parent if media_root is None else media_root)
+            for path in data
+        ),
+        reference=None if reference is None else parse_reference(reference),
+        sensitivity=sensitivity,
+        max_tokens=max_tokens,
+        policy=options.media_policy(max_slices, max_image_tokens, "error"),
+        backend=backend,
+        device=device,
+        threads=threads,
+        revision=revision,
+    )
+    stopped: BaseException | None = None
+    with WorkProgress("evaluating") as progress:
+        evaluation = Evaluation(plan, progress.begin, progress.advance_to)
+        try:
+            evaluation.run()
+        except (KeyboardInterrupt, TianquanError) as error:
+            stopped = error
+    if any(result.records for result in evaluation.results):
+        found = report.to_dict(evaluation, [str(path) for path in data])
+        report.print_tables(found)
+        if json_file is not None:
+            write_atomically(json_file, (json.dumps(found, ensure_ascii=False, indent=1) + "\n").encode())
+        if markdown is not None:
+            write_atomically(markdown, report.to_markdown(found).encode())
+    if isinstance(stopped, KeyboardInterrupt):
+        raise typer.Exit(130)
+    if stopped is not None:
+        raise stopped

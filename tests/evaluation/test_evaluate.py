@@ -1,0 +1,130 @@
+"""The command, and what is left when it is stopped."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from command_line import assert_refused, run
+from tianquan.errors import ParameterError
+from tianquan.evaluation import report
+from tianquan.evaluation.run import Evaluation, EvaluationPlan, RecordSet, parse_reference
+from tianquan.training.records import read_records
+
+
+@pytest.fixture
+def data(tmp_path, media_root):
+    shutil.copy(media_root / "tiny_100x60.png", tmp_path / "a.png")
+    talks = [
+        ({"text": "What?", "image": "a.png"}, "shape", "en"),
+        ("几个？", "count", "zh"),
+        ("How many?", "count", "en"),
+    ]
+    lines = [
+        json.dumps(
+            {
+                "conversations": [{"role": "user", "content": content}, {"role": "assistant", "content": "red | two"}],
+                "task": task,
+                "language": language,
+            }
+        )
+        for content, task, language in talks
+    ]
+    path = tmp_path / "records.jsonl"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def plan(folder, data, **changes):
+    settings = {"precisions": ("int8",), "max_tokens": 3, **changes}
+    return EvaluationPlan(
+        model=str(folder), record_sets=(RecordSet(tuple(read_records(data)), data.parent),), **settings
+    )
+
+
+def test_command(checkpoint_folder, data, tmp_path):
+    result = run(
+        "evaluate", checkpoint_folder, "--data", data, "--precision", "int4", "--precision", "float32",
+        "--reference", f"{checkpoint_folder}@float32", "--max-tokens", 3,
+        "--json", tmp_path / "report.json", "--markdown", tmp_path / "report.md",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["complete"]
+    int4, float32 = found["results"]
+    assert (int4["precision"], float32["precision"]) == ("int4", "float32")
+    assert int4["bytes_per_weight"] < 1.3 < 4 <= float32["bytes_per_weight"]
+    assert int4["resident_bytes"] > 10e6
+    assert set(int4["tasks"]) == {"shape", "count"}
+    assert set(int4["tasks"]["count"]["languages"]) == {"en", "zh"}
+    assert set(int4["sensitivity"]) == {"language_model", "vision", "resampler"}
+    assert float32["divergence"]["all"]["kl"] == pytest.approx(0, abs=1e-9)
+    assert int4["divergence"]["image"]["kl"] > 0
+    assert [answer["source"] for answer in int4["answers"]] == [f"records.jsonl:{n}" for n in (1, 2, 3)]
+    for text in (result.stdout, (tmp_path / "report.md").read_text()):
+        for word in ("bytes/weight", "count zh", "image", "language model", "0.00000"):
+            assert word in text
+
+
+def test_without_a_reference(random_folder, data):
+    evaluation = Evaluation(plan(random_folder, data), lambda *_: None, lambda _: None)
+    evaluation.run()
+    found = report.to_dict(evaluation, ["records.jsonl"])
+    assert found["results"][0]["score"]["records"] == 3
+    assert found["results"][0]["divergence"] == {}
+    assert [table.title for table in report.tables(found)] == [
+        "Quality beside size",
+        "Right by task",
+        "Right by language",
+    ]
+
+
+def test_what_was_finished_is_reported_when_interrupted(checkpoint_folder, data):
+    def stop(done):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    evaluation = Evaluation(plan(checkpoint_folder, data), lambda *_: None, stop)
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.run()
+    found = report.to_dict(evaluation, ["records.jsonl"])
+    assert not found["complete"]
+    assert found["results"][0]["score"]["records"] == 2
+    assert "INTERRUPTED" in report.to_markdown(found)
+
+
+def test_a_low_bit_reference_has_no_towers_to_vary(reference_llm, checkpoint_folder, data, tmp_path):
+    import tianquan
+
+    tianquan.load(checkpoint_folder, precision="int8").save_low_bit(tmp_path / "int8")
+    evaluation = Evaluation(
+        plan(tmp_path / "int8", data, precisions=(None,), reference=(str(tmp_path / "int8"), "int8")),
+        lambda *_: None,
+        lambda _: None,
+    )
+    evaluation.run()
+    found = report.to_dict(evaluation, [])
+    assert found["results"][0]["sensitivity"] == {}
+    assert "low-bit folder" in found["notes"][0]
+    assert found["notes"][0] in report.to_markdown(found)
+
+
+def test_parse_reference():
+    assert parse_reference("owner/name@main@float32") == ("owner/name@main", "float32")
+    for text in ("folder", "@float32", ""):
+        with pytest.raises(ParameterError, match="MODEL@precision"):
+            parse_reference(text)
+    with pytest.raises(ParameterError, match="int3"):
+        parse_reference("folder@int3")
+
+
+def test_refused(checkpoint_folder, data, tmp_path):
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n")
+    assert_refused(run("evaluate", checkpoint_folder, "--data", empty), "has no records")
+    assert_refused(run("evaluate", checkpoint_folder, "--data", data, "--precision", "int3"), "int3")
+    assert_refused(run("evaluate", checkpoint_folder, "--data", data, "--json", "/no/such/x.json"), "/no/such")
+    data.write_text(data.read_text().replace("a.png", "b.png"))
+    assert_refused(run("evaluate", checkpoint_folder, "--data", data), "records.jsonl:1", "b.png")

@@ -39,7 +39,7 @@ OUTSIDE = {
     "backends": {"numpy", "torch"},
     "quantization": {"numpy"},
     "kernels": {"numpy"},
-    "engine": {"numpy"},
+    "engine": {"numpy", "llguidance"},
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -22,11 +22,12 @@ from tianquan.backends import Backend, make_ops
 from tianquan.backends.kv_cache import SequenceBatch
 from tianquan.checkpoint import Checkpoint, find_folder, open_checkpoint
 from tianquan.checkpoint.weight_reader import OnProgress
+from tianquan.engine.constraints import ConstraintCompiler, Vocabulary
 from tianquan.engine.engine import Engine
-from tianquan.engine.interface import EngineOptions, EngineRequest, EngineStatistics
+from tianquan.engine.interface import Constraint, EngineOptions, EngineRequest, EngineStatistics
 from tianquan.engine.parameter_checks import check_params
 from tianquan.engine_driver import EngineDriver
-from tianquan.errors import PromptError
+from tianquan.errors import ParameterError, PromptError
 from tianquan.models.omni_model import OmniModel
 from tianquan.processing.messages import MediaSource
 from tianquan.quantization.recipes import Recipe
@@ -34,6 +35,7 @@ from tianquan.request import (
     Completion,
     LongAudio,
     MediaPolicy,
+    OutputFormat,
     Prompt,
     SamplingParams,
 )
@@ -57,6 +59,7 @@ class LLM:
         self.model = model
         self.recipe = recipe
         self.driver = EngineDriver(Engine(model, options))
+        self._compiler: ConstraintCompiler | None = None
 
     @property
     def tokenizer(self) -> Any:
@@ -126,16 +129,55 @@ class LLM:
 
         Raises:
             ParameterError, PromptError: see `Engine.add`.
+            BackendError: a form is asked for and llguidance is not installed.
         """
+        if sampling.n != 1:
+            raise ParameterError(f"n is {sampling.n}; several answers come from choices(), one at a time from here")
+        check_params(sampling, self.model.config.language.vocab_size)
         request = EngineRequest(
             prompt=prompt,
             sampling=sampling,
             stop_token_ids=frozenset() if sampling.ignore_eos else self.checkpoint.stop_token_ids,
             adapter=adapter,
             salt=salt,
+            constraint=None if sampling.output_format is None else self._compile(sampling.output_format),
             preprocess_ms=preprocess_ms,
         )
         return Answer(self.driver, request, self.tokenizer)
+
+    def choices(
+        self,
+        messages: Any,
+        *,
+        sampling: SamplingParams = CHAT_SAMPLING,
+        media: MediaPolicy | None = None,
+        media_root: Path | None = None,
+    ) -> list[Completion]:
+        """Return `sampling.n` answers to one conversation, made side by side; arguments as for `chat`.
+
+        With a seed, answer i has the seed plus i: the first is what `chat` gives.
+        """
+        check_params(sampling)
+        prompt = self.checkpoint.processor(messages, media, media_root)
+        each = [
+            replace(sampling, n=1, seed=None if sampling.seed is None else (sampling.seed + i) % 2**63)
+            for i in range(sampling.n)
+        ]
+        answers = [self.answer(prompt, params) for params in each]
+        return [last(answer) for answer in answers]
+
+    def _compile(self, form: OutputFormat) -> Constraint:
+        if self._compiler is None:  # half a second for a large vocabulary
+            tokenizer = self.tokenizer
+            self._compiler = ConstraintCompiler(
+                Vocabulary(
+                    tuple(map(tokenizer.token_bytes, range(self.model.config.language.vocab_size))),
+                    tokenizer.special_token_ids,
+                    self.checkpoint.stop_token_ids,
+                    tokenizer.encode_text,
+                )
+            )
+        return self._compiler(form)
 
     def statistics(self) -> EngineStatistics:
         """Return what the engine did so far, and holds now."""

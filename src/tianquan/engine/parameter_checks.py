@@ -13,6 +13,8 @@ MAX_BIASES = 1024
 MAX_STOP_STRINGS = 64
 MAX_STOP_LEN = 1024  # characters of one stop string: each new token is compared with all of it
 MAX_FORMAT_LEN = 64 * 1024  # characters of a schema, pattern or grammar
+MAX_CHOICES_OF_FORMAT = 1000
+MAX_CHOICE_LEN = 1000  # characters
 
 _NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 _INTEGERS = ("top_k", "min_tokens", "max_tokens", "seed", "logprobs", "n")

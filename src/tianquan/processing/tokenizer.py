@@ -119,6 +119,11 @@ class Tokenizer:
         """The strings of all special tokens."""
         return tuple(self._special)
 
+    @property
+    def special_token_ids(self) -> frozenset[int]:
+        """The ids of all special tokens."""
+        return self._special_ids
+
     def encode_structure(self, text: str, hidden: str) -> list[int]:
         """Return the ids of text a template wrote: special tokens it spells are special tokens.
 

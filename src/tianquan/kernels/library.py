@@ -240,7 +240,10 @@ class KernelLibrary:
         """Return the float32 multiply-add peak of the pool in GFLOP/s; takes a fraction of a second."""
         return float(self._library.tq_fma_gflop_s(self._handle))
 
-    def measure_read_gb_s(self, num_bytes: int = 512 * 2**20) -> float:
-        """Return the read bandwidth of the pool in GB/s over a buffer larger than any cache."""
-        data = np.ones(num_bytes, np.uint8)
+    def measure_read_gb_s(self, data: npt.NDArray[np.uint8]) -> float:
+        """Return the read bandwidth of the pool in GB/s over `data`, the best of three passes.
+
+        Args:
+            data: bytes that were written to, many times as many as the caches hold.
+        """
         return float(self._library.tq_read_gb_s(self._handle, pointer(data), data.nbytes))

@@ -12,11 +12,18 @@ struct QuantizedRows {
   uint8_t* codes;  // (T, padded), code + bias
   float* scales;   // (T, groups)
   int32_t* sums;   // (T, groups) sum of the codes of a group
+  int32_t*
+      starts;  // (T, groups) what sums with nibbles 0..15 start from: -8 times the codes' sum, in two halves
   int64_t padded;  // bytes of a row: whole groups
   int64_t groups;
   int bias;
   int largest_code;
 };
+
+// Two 16-bit integers side by side, as a 32-bit lane of vpmaddubsw's result holds them.
+TIANQUAN_INLINE int32_t pack_halves(int32_t low, int32_t high) {
+  return static_cast<int32_t>(static_cast<uint32_t>(high) << 16 | (static_cast<uint32_t>(low) & 0xFFFF));
+}
 
 // Quantize groups of `group` values of one row; values past `channels` count as zero.
 TIANQUAN_INLINE void quantize_row(const float* x, int64_t channels, const QuantizedRows& rows, int64_t row,
@@ -46,7 +53,10 @@ TIANQUAN_INLINE void quantize_row(const float* x, int64_t channels, const Quanti
       store_bytes(codes + begin + i, code, rows.bias);
     }
     rows.scales[row * rows.groups + g] = peak > 1e-30f ? peak / steps : 0.0f;
-    rows.sums[row * rows.groups + g] = horizontal_sum_int(total);
+    const int32_t low = total[0] + total[1] + total[4] + total[5];  // channels 0 and 1 of each quad
+    const int32_t high = total[2] + total[3] + total[6] + total[7];
+    rows.sums[row * rows.groups + g] = low + high;
+    rows.starts[row * rows.groups + g] = pack_halves(-kInt4Bias * low, -kInt4Bias * high);
   }
 }
 

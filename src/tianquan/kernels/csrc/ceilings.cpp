@@ -14,7 +14,8 @@ double seconds() {
   return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
-constexpr int kRepeats = 7;
+constexpr int kFmaRepeats = 7;
+constexpr int kReadRepeats = 3;
 
 }  // namespace
 
@@ -34,7 +35,7 @@ double fma_gflop_s(Runtime& runtime) {
     sink[chunk % 64] = horizontal_sum(sums[0]);
   };
   double best = 0;
-  for (int repeat = 0; repeat < kRepeats; ++repeat) {
+  for (int repeat = 0; repeat < kFmaRepeats; ++repeat) {
     const double start = seconds();
     parallel_for(runtime, runtime.num_threads(), body);
     const double operations = 2.0 * 8 * kChains * static_cast<double>(kIterations) * runtime.num_threads();
@@ -62,7 +63,7 @@ double read_gb_s(Runtime& runtime, const void* data, size_t bytes) {
     sink[thread % 64] ^= total[0];
   };
   double best = 0;
-  for (int repeat = 0; repeat < kRepeats; ++repeat) {
+  for (int repeat = 0; repeat < kReadRepeats; ++repeat) {
     const double start = seconds();
     parallel_for(runtime, chunks, body);
     const double rate = static_cast<double>(chunks * kChunkBytes) / (seconds() - start) * 1e-9;

@@ -70,45 +70,44 @@ TIANQUAN_INLINE void multiply_tile(const QuantizedRows& rows, int64_t row, int64
   }
 }
 
-template <int R>
-TIANQUAN_INLINE void multiply_panel_int4(const Panel& panel, int64_t num_groups, const QuantizedRows& rows,
-                                         int64_t row, F8* sums) {
-  const uint8_t* codes = panel.codes;
-  for (int64_t g = 0; g < num_groups; ++g, codes += 4 * kUnitBytes) {
-    const F8 scale = panel.scale(g);
-    for (int r = 0; r < R; ++r) {
-      const int64_t at = (row + r) * rows.groups + g;
-      const int8_t* a =
-          reinterpret_cast<const int8_t*>(rows.codes) + (row + r) * rows.padded + g * kInt4Activations;
-      I8 d = splat_int(0);
-      for (int byte = 0; byte < 4 * kUnitBytes; ++byte) {
-        const int in = byte / kUnitBytes * kInt4UnitInputs + byte % 4;
-        const int channel = byte % kUnitBytes / 4;
-        d[channel] += ((codes[byte] & 15) - kInt4Bias) * a[in] + ((codes[byte] >> 4) - kInt4Bias) * a[in + 4];
-      }
-      sums[r] = fma(splat(rows.scales[at]) * scale, to_float(d), sums[r]);
-      if (panel.zero_points) {
-        const F8 a_sum = splat(rows.scales[at] * static_cast<float>(rows.sums[at]));
-        sums[r] = fma(a_sum, panel.offset(g), sums[r]);
-      }
+template <int R, int P>
+TIANQUAN_INLINE void multiply_panels_int4(const Panel* panels, int64_t num_groups, const QuantizedRows& rows,
+                                          int64_t row, F8 (*sums)[P]) {
+  for (int64_t i = 0; i < num_groups * P * R; ++i) {
+    const int64_t g = i / (P * R), p = i / R % P, r = i % R;
+    const Panel& panel = panels[p];
+    const uint8_t* codes = panel.codes + g * 4 * kUnitBytes;
+    const int64_t at = (row + r) * rows.groups + g;
+    const int8_t* a =
+        reinterpret_cast<const int8_t*>(rows.codes) + (row + r) * rows.padded + g * kInt4Activations;
+    I8 d = splat_int(0);
+    for (int byte = 0; byte < 4 * kUnitBytes; ++byte) {
+      const int in = byte / kUnitBytes * kInt4UnitInputs + byte % 4;
+      const int channel = byte % kUnitBytes / 4;
+      d[channel] += ((codes[byte] & 15) - kInt4Bias) * a[in] + ((codes[byte] >> 4) - kInt4Bias) * a[in + 4];
+    }
+    F8& sum = sums[r][p];
+    sum = fma(splat(rows.scales[at]) * panel.scale(g), to_float(d), sum);
+    if (panel.zero_points) {
+      const F8 a_sum = splat(rows.scales[at] * static_cast<float>(rows.sums[at]));
+      sum = fma(a_sum, panel.offset(g), sum);
     }
   }
 }
 
-template <int R>
-TIANQUAN_INLINE void multiply_panel_int8(const Panel& panel, int64_t num_groups, const QuantizedRows& rows,
-                                         int64_t row, F8* sums) {
-  const int8_t* codes = reinterpret_cast<const int8_t*>(panel.codes);
-  for (int64_t g = 0; g < num_groups; ++g, codes += 16 * kUnitBytes) {
-    const F8 scale = panel.scale(g);
-    for (int r = 0; r < R; ++r) {
-      const uint8_t* a = rows.codes + (row + r) * rows.padded + g * kInt8Activations;
-      I8 d = splat_int(0);
-      for (int byte = 0; byte < 16 * kUnitBytes; ++byte) {
-        d[byte % kUnitBytes / 4] += (a[byte / kUnitBytes * 4 + byte % 4] - kInt8ActivationBias) * codes[byte];
-      }
-      sums[r] = fma(splat(rows.scales[(row + r) * rows.groups + g]) * scale, to_float(d), sums[r]);
+template <int R, int P>
+TIANQUAN_INLINE void multiply_panels_int8(const Panel* panels, int64_t num_groups, const QuantizedRows& rows,
+                                          int64_t row, F8 (*sums)[P]) {
+  for (int64_t i = 0; i < num_groups * P * R; ++i) {
+    const int64_t g = i / (P * R), p = i / R % P, r = i % R;
+    const int8_t* codes = reinterpret_cast<const int8_t*>(panels[p].codes) + g * 16 * kUnitBytes;
+    const uint8_t* a = rows.codes + (row + r) * rows.padded + g * kInt8Activations;
+    I8 d = splat_int(0);
+    for (int byte = 0; byte < 16 * kUnitBytes; ++byte) {
+      d[byte % kUnitBytes / 4] += (a[byte / kUnitBytes * 4 + byte % 4] - kInt8ActivationBias) * codes[byte];
     }
+    const F8 scale = splat(rows.scales[(row + r) * rows.groups + g]) * panels[p].scale(g);
+    sums[r][p] = fma(scale, to_float(d), sums[r][p]);
   }
 }
 

@@ -18,7 +18,7 @@ constexpr int64_t kFewRows = 12;             // measured: with more rows unpacki
 constexpr int64_t kRowBlock = 192;           // rows of a chunk: a multiple of 2 and of 6
 constexpr int64_t kLowBitDepth = 512;        // in channels unpacked at a time: 12 KiB of codes of 3 panels
 constexpr int64_t kDenseDepth = 256;         // in channels packed at a time: 16 KiB of 16 channels
-constexpr int64_t kStreamBytes = 32 * 1024;  // weight of a chunk with few rows
+constexpr int64_t kStreamBytes = 16 * 1024;  // least weight of a chunk with few rows
 
 struct Product {
   Matrix matrix;
@@ -60,6 +60,25 @@ TIANQUAN_INLINE void write_sums(const Matrix& m, const Output& out, const float*
   }
 }
 
+// Few rows, low-bit: R rows with P panels beginning at `channel`.
+template <int R, int P>
+TIANQUAN_INLINE void stream_panels(const Product& p, const Activations& a, int64_t row, int64_t channel,
+                                   int64_t last) {
+  const Matrix& m = p.matrix;
+  Panel panels[P];
+  for (int i = 0; i < P; ++i) panels[i] = find_panel(m, channel / kPanel + i);
+  const int64_t padded = round_up(m.in, m.group_size);
+  F8 sums[R][P];
+  for (int i = 0; i < R * P; ++i) sums[i / P][i % P] = splat(0);
+  if (m.format == Format::kInt4) {
+    multiply_panels_int4<R, P>(panels, padded / kInt4Activations, a.by_32, row, sums);
+  } else {
+    multiply_panels_int8<R, P>(panels, padded / kInt8Activations, a.by_64, row, sums);
+  }
+  write_sums(m, p.output, reinterpret_cast<const float*>(sums), P * kPanel, row, R, channel,
+             min_of(P * kPanel, last - channel));
+}
+
 // Few rows: R rows at a time over the panels of a chunk.
 template <int R>
 TIANQUAN_INLINE void stream_rows(const Product& p, const Activations& a, int64_t row, int64_t first,
@@ -74,19 +93,11 @@ TIANQUAN_INLINE void stream_rows(const Product& p, const Activations& a, int64_t
     }
     return;
   }
-  for (int64_t channel = first; channel < last; channel += kPanel) {
-    F8 sums[R];
-    for (int r = 0; r < R; ++r) sums[r] = splat(0);
-    const Panel panel = find_panel(m, channel / kPanel);
-    const int64_t padded = round_up(m.in, m.group_size);
-    if (m.format == Format::kInt4) {
-      multiply_panel_int4<R>(panel, padded / kInt4Activations, a.by_32, row, sums);
-    } else {
-      multiply_panel_int8<R>(panel, padded / kInt8Activations, a.by_64, row, sums);
-    }
-    write_sums(m, p.output, reinterpret_cast<const float*>(sums), kPanel, row, R, channel,
-               min_of(kPanel, last - channel));
+  int64_t channel = first;
+  if constexpr (R > 1) {
+    for (; channel + kPanel < last; channel += 2 * kPanel) stream_panels<R, 2>(p, a, row, channel, last);
   }
+  for (; channel < last; channel += kPanel) stream_panels<R, 1>(p, a, row, channel, last);
 }
 
 void stream_chunk(const Product& p, const Activations& a, int64_t column) {
@@ -205,8 +216,9 @@ QuantizedRows quantize_rows(Runtime& runtime, const Activations& a, int64_t chan
   rows.scales = static_cast<float*>(
       runtime.shared(is_32 ? Shared::kScales32 : Shared::kScales64, entries * sizeof(float)));
   rows.sums = static_cast<int32_t*>(
-      runtime.shared(is_32 ? Shared::kSums32 : Shared::kSums64, entries * sizeof(int32_t)));
-  constexpr int64_t kRows = 8;  // of a chunk
+      runtime.shared(is_32 ? Shared::kSums32 : Shared::kSums64, 2 * entries * sizeof(int32_t)));
+  rows.starts = rows.sums + entries;
+  constexpr int64_t kRows = 4;  // of a chunk: two microseconds or more
   auto body = [&](int64_t chunk, int) {
     const int64_t last = min_of((chunk + 1) * kRows, a.rows);
     for (int64_t row = chunk * kRows; row < last; ++row) {
@@ -224,7 +236,7 @@ Product plan(const Matrix& matrix, const Output& output, int64_t rows) {
   if (rows <= kFewRows) {
     const int64_t bytes =
         dense ? matrix.in * dense_bytes(matrix.format) : matrix.in / (matrix.format == Format::kInt4 ? 2 : 1);
-    p.channel_step = round_up(max_of(1, kStreamBytes / max_of(1, bytes)), kPanel);
+    p.channel_step = round_up(max_of(1, kStreamBytes / max_of(1, bytes)), rows == 1 ? kPanel : 2 * kPanel);
   } else {
     p.channel_step = dense ? kDenseWidth : kTileWidth;
     p.num_row_blocks = ceil_div(rows, kRowBlock);

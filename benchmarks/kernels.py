@@ -53,7 +53,7 @@ class Bench:
     def __init__(self, ops: NativeOps) -> None:
         self.ops = ops
         self.peak = ops.library.measure_fma_gflop_s()
-        self.bandwidth = ops.library.measure_read_gb_s()
+        self.bandwidth = ops.library.measure_read_gb_s(np.ones(512 * 2**20, np.uint8))
         print(f"threads {ops.threads}  isa {ops.isa}  fma {self.peak:.1f} GFLOP/s  read {self.bandwidth:.1f} GB/s")
 
     def compute(self, name: str, operations: float, body: Callable[[], object]) -> None:

@@ -25,8 +25,8 @@ from tianquan.processing.image import slice_image
 from tianquan.request import ImagePolicy
 
 SAMPLE_RATE = 16000
-_READ_SAMPLE_BYTES = 256 * 2**20  # beyond any cache, and under 20 ms
-_STEPS_PER_SAMPLE = 8  # decode steps between two looks at the machine's bandwidth
+_READ_SAMPLE_BYTES = 256 * 2**20  # beyond any cache; the best of three passes takes about 25 ms
+_STEPS_PER_SAMPLE = 4  # decode steps between two looks at the machine's bandwidth
 OnStage = Callable[[str], None]
 
 
@@ -86,12 +86,13 @@ class Ceilings:
 
     def __init__(self, library: KernelLibrary) -> None:
         self._library = library
+        self._buffer = np.ones(_READ_SAMPLE_BYTES, np.uint8)  # written, so that every page exists
         self.read_gb_s: list[float] = []
         self.fma_gflop_s: list[float] = []
 
     def sample_read(self) -> float:
         """Measure the read bandwidth now, in GB/s."""
-        self.read_gb_s.append(self._library.measure_read_gb_s(_READ_SAMPLE_BYTES))
+        self.read_gb_s.append(self._library.measure_read_gb_s(self._buffer))
         return self.read_gb_s[-1]
 
     def sample_fma(self) -> float:
@@ -107,26 +108,53 @@ class Ceilings:
         }
 
 
+@dataclass(frozen=True)
+class DecodeSpeed:
+    """What `measure_decode` found."""
+
+    seconds: float  # of one step, the median
+    share_of_bandwidth: float  # median over runs of steps, each against the samples right before and after it
+
+
 def measure_decode(
-    model: OmniModel, depth: int, num_tokens: int, num_sequences: int = 1, ceilings: Ceilings | None = None
-) -> tuple[float, float]:
-    """Return the seconds of one decode step with `depth` tokens cached, and the read bandwidth beside it in GB/s."""
+    model: OmniModel, depth: int, num_tokens: int, weight_bytes: int, ceilings: Ceilings, num_sequences: int = 1
+) -> DecodeSpeed:
+    """Measure decode steps with `depth` tokens cached.
+
+    Bandwidth and decode of a shared machine drift together within seconds, so that a share of two medians taken
+    apart moved between 73 % and 90 %. Here each run of a few steps has its own two samples.
+
+    Args:
+        model: the model.
+        depth: tokens of each sequence before the first step.
+        num_tokens: steps, after one that is not counted.
+        weight_bytes: bytes of weights one step reads.
+        ceilings: samples the bandwidth between runs of steps.
+        num_sequences: sequences decoded together.
+    """
     language = model.language_model
     blocks_each = -(-(depth + num_tokens + 1) // 32)
     cache = language.make_kv_cache(32 * blocks_each * num_sequences)
     tables = np.arange(blocks_each * num_sequences, dtype=np.int32).reshape(num_sequences, blocks_each)
-    token_ids = np.arange(num_sequences, dtype=np.int32)
-    times, bandwidths = [], []
-    for n in range(num_tokens + 1):
-        if ceilings is not None and n % _STEPS_PER_SAMPLE == 0:
-            bandwidths.append(ceilings.sample_read())
+    offsets, token_ids = np.arange(num_sequences + 1, dtype=np.int32), np.arange(num_sequences, dtype=np.int32)
+
+    def step(n: int) -> float:
         start = time.perf_counter()
-        batch = SequenceBatch(
-            np.arange(num_sequences + 1, dtype=np.int32), np.full(num_sequences, depth + n, np.int32), tables
-        )
+        batch = SequenceBatch(offsets, np.full(num_sequences, depth + n, np.int32), tables)
         model.forward(language.embed(token_ids), cache, batch)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:]), statistics.median(bandwidths) if bandwidths else 0.0
+        return time.perf_counter() - start
+
+    step(0)
+    times: list[float] = []
+    shares = []
+    before = ceilings.sample_read()
+    while len(times) < num_tokens:
+        run = [step(1 + len(times) + n) for n in range(min(_STEPS_PER_SAMPLE, num_tokens - len(times)))]
+        after = ceilings.sample_read()
+        shares.append(weight_bytes * len(run) / sum(run) / 1e9 / ((before + after) / 2))
+        before = after
+        times += run
+    return DecodeSpeed(statistics.median(times), statistics.median(shares))
 
 
 def measure_prefill(model: OmniModel, num_tokens: int, repeats: int) -> float:
@@ -195,12 +223,11 @@ def measure_model(
     report: dict[str, Any] = {"decode": {}, "prefill": {}, "vision": {}, "audio": {}}
     for depth in plan.decode_depths:
         on_stage(f"decode at depth {depth}")
-        seconds, bandwidth = measure_decode(model, depth, plan.decode_tokens, ceilings=ceilings)
-        rate = weight_bytes_per_token / seconds / 1e9
+        speed = measure_decode(model, depth, plan.decode_tokens, weight_bytes_per_token, ceilings)
         report["decode"][f"depth_{depth}"] = {
-            "tokens_per_second": 1 / seconds,
-            "weights_gb_s": rate,
-            "share_of_bandwidth": rate / bandwidth,
+            "tokens_per_second": 1 / speed.seconds,
+            "weights_gb_s": weight_bytes_per_token / speed.seconds / 1e9,
+            "share_of_bandwidth": speed.share_of_bandwidth,
         }
     operations = 2 * matrix_parameters(llm)
     for length in plan.prefill_lens:

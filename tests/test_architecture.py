@@ -25,6 +25,8 @@ LAYERS = {
     "text_stream": 5,
     "answer": 5,
     "engine_driver": 5,
+    "session": 5,
+    "session_file": 5,
     "llm": 5,
     "benchmark": 6,
     "evaluation": 6,

@@ -42,6 +42,8 @@ STORAGE = {
     "int4-asym": (9e-2, 4e-1),
     "int4-small": (5e-1, 5e-1),
 }
+# Logits with keys and values in a smaller format against float32 ones, everything else float32.
+KV_STORAGE = {"float16": 1e-3, "int8": 3e-2}
 # Native against reference with the same stored weights: native also rounds activations, to 8 bits for int4 weights
 # and to 7 bits for int8 ones.
 SAME_WEIGHTS = {"float32": 2e-5, "bfloat16": 1e-3, "float16": 1e-3, "int8": 9e-2, "int4": 1e-1}

@@ -12,19 +12,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from tianquan.answer import Answer, TextPiece, last
 from tianquan.backends import Backend, make_ops
-from tianquan.backends.kv_cache import SequenceBatch
+from tianquan.backends.kv_cache import KVFormat, SequenceBatch
 from tianquan.checkpoint import Checkpoint, find_folder, open_checkpoint
+from tianquan.checkpoint.tensor_list import needed_weights
 from tianquan.checkpoint.weight_reader import OnProgress
 from tianquan.engine.constraints import ConstraintCompiler, Vocabulary
 from tianquan.engine.engine import Engine
 from tianquan.engine.interface import Constraint, EngineOptions, EngineRequest, EngineStatistics
+from tianquan.engine.memory import DEFAULT_KV_BYTES, kv_bytes_within
 from tianquan.engine.parameter_checks import check_params
 from tianquan.engine_driver import EngineDriver
 from tianquan.errors import ParameterError, PromptError
@@ -38,7 +40,9 @@ from tianquan.request import (
     OutputFormat,
     Prompt,
     SamplingParams,
+    WhenFull,
 )
+from tianquan.session import Session
 
 logger = logging.getLogger(__name__)
 
@@ -166,6 +170,41 @@ class LLM:
         answers = [self.answer(prompt, params) for params in each]
         return [last(answer) for answer in answers]
 
+    def session(
+        self,
+        *,
+        system: str | None = None,
+        sampling: SamplingParams = CHAT_SAMPLING,
+        media: MediaPolicy | None = None,
+        media_root: Path | None = None,
+        when_full: WhenFull = "error",
+        keep_media: bool = False,
+    ) -> Session:
+        """Begin a conversation.
+
+        Args:
+            system: system prompt; the checkpoint's own by default.
+            sampling: how tokens are chosen.
+            media: how pictures and sound are looked at.
+            media_root: folder that relative media paths start from.
+            when_full: what to do when the context window is full: `error`; `drop_oldest_turns`, where the system
+                prompt stays; or `summarize`, where the model writes a summary that takes the place of old turns.
+            keep_media: keep turns with pictures or sound while others are dropped.
+
+        Raises:
+            ParameterError: an unknown policy.
+        """
+        check_params(sampling)
+        return Session(
+            self,
+            system=system,
+            sampling=sampling,
+            media=media,
+            media_root=media_root,
+            when_full=when_full,
+            keep_media=keep_media,
+        )
+
     def _compile(self, form: OutputFormat) -> Constraint:
         if self._compiler is None:  # half a second for a large vocabulary
             tokenizer = self.tokenizer
@@ -286,6 +325,8 @@ def load(
     revision: str | None = None,
     on_progress: OnProgress | None = None,
     engine: EngineOptions | None = None,
+    max_memory: int | None = None,
+    kv_format: KVFormat | None = None,
 ) -> LLM:
     """Load a model.
 
@@ -299,16 +340,38 @@ def load(
         revision: branch, tag or commit of a hub repository.
         on_progress: called with (weight name, bytes read) for each weight.
         engine: memory and limits of the engine.
+        max_memory: bytes that weights, keys and values, features and work may take together; decides how much of
+            the past is kept where `engine` does not.
+        kv_format: what the native backend keeps keys and values in; the recipe's by default.
 
     Raises:
         CheckpointError, ParameterError, BackendError: nothing is loaded then.
     """
     checkpoint = open_checkpoint(find_folder(model, revision))
     recipe = checkpoint.recipe(precision)
-    ops = make_ops(backend, device, threads, recipe.kv_format)
+    if kv_format is not None and (backend != "native" or kv_format not in get_args(KVFormat)):
+        raise ParameterError(
+            f"kv_format {kv_format!r} on backend {backend!r}: expected one of {', '.join(get_args(KVFormat))}, "
+            "on the native backend"
+        )
+    engine = _within(max_memory, engine or EngineOptions(), checkpoint, recipe)
+    ops = make_ops(backend, device, threads, kv_format or recipe.kv_format)
     _warn_of_storage_formats(recipe)
     weights = checkpoint.weights(recipe, ops, on_progress)
     return LLM(checkpoint, OmniModel(checkpoint.config, weights, ops), recipe, engine)
+
+
+def _within(max_memory: int | None, options: EngineOptions, checkpoint: Checkpoint, recipe: Recipe) -> EngineOptions:
+    """Return engine options that keep to a bound on the whole memory."""
+    if max_memory is None:
+        return options
+    weight_bytes = sum(weight.nbytes(recipe) for weight in needed_weights(checkpoint.config))
+    rest = kv_bytes_within(max_memory, weight_bytes, options.encoder_cache_bytes)
+    if options.kv_cache_bytes is not None:
+        if options.kv_cache_bytes > rest:
+            raise ParameterError(f"kv_cache_bytes is {options.kv_cache_bytes}, max_memory leaves {rest}; ask for less")
+        return options
+    return replace(options, kv_cache_bytes=min(rest, DEFAULT_KV_BYTES))
 
 
 @cache

@@ -14,6 +14,7 @@ import numpy.typing as npt
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "abort"]
 LongAudio = Literal["error", "truncate", "chunk"]
+WhenFull = Literal["error", "drop_oldest_turns", "summarize"]
 
 
 @dataclass(frozen=True, kw_only=True)

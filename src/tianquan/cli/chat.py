@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,17 +13,21 @@ from tianquan.cli import options
 from tianquan.cli.generate import show
 from tianquan.cli.output import one_line, write_atomically
 from tianquan.errors import ParameterError, TianquanError
+from tianquan.request import WhenFull
 
 if TYPE_CHECKING:
-    from tianquan.llm import LLM
-    from tianquan.request import Completion, MediaPolicy, SamplingParams
+    from tianquan.request import Completion
+    from tianquan.session import Session
 
 _HELP = """\
 /image FILE   add a picture to the next message
 /audio FILE   add a recording to the next message
 /drop         take them off again
+/undo         take back the last message and its answer
+/tokens       show what each turn takes of the context window
 /clear        start a new conversation
 /save FILE    write the conversation as JSON
+/load FILE    go on with a saved conversation
 /quit         leave (Ctrl-D too); Ctrl-C stops an answer"""
 
 
@@ -50,6 +53,15 @@ def chat(
     max_slices: options.MaxSlices = None,
     max_image_tokens: options.MaxImageTokens = None,
     long_audio: options.LongAudioOption = "error",
+    when_full: Annotated[
+        WhenFull, typer.Option(help="When the window is full: refuse, forget the oldest turns, or sum them up.")
+    ] = "drop_oldest_turns",
+    keep_media: Annotated[
+        bool, typer.Option("--keep-media", help="Never forget turns with pictures or sound.")
+    ] = False,
+    kv_cache_bytes: options.KVCacheBytes = None,
+    max_memory: options.MaxMemory = None,
+    kv_format: options.KVFormatOption = None,
 ) -> None:
     """Ask once, or talk: text, pictures and sound."""
     from tianquan.llm import CHAT_SAMPLING
@@ -77,8 +89,12 @@ def chat(
         threads=threads,
         revision=revision,
         progress=progress,
+        kv_cache_bytes=kv_cache_bytes,
+        max_memory=max_memory,
+        kv_format=kv_format,
     )
-    conversation = Conversation(llm, sampling, policy, system, progress)
+    session = llm.session(system=system, sampling=sampling, media=policy, when_full=when_full, keep_media=keep_media)
+    conversation = Conversation(session, progress)
     conversation.images, conversation.audios = list(image or []), list(audio or [])
     if prompt is None:
         conversation.run()
@@ -89,24 +105,13 @@ def chat(
 class Conversation:
     """A conversation in the terminal: the turns so far, and media waiting for the next one."""
 
-    def __init__(
-        self,
-        llm: LLM,
-        sampling: SamplingParams,
-        policy: MediaPolicy,
-        system: str | None,
-        progress: options.LoadProgress,
-    ) -> None:
+    def __init__(self, session: Session, progress: options.LoadProgress) -> None:
         from rich.console import Console
 
         self.images: list[str] = []
         self.audios: list[str] = []
+        self._session = session
         self._progress = progress
-        self._llm = llm
-        self._sampling = sampling
-        self._policy = policy
-        self._system = [] if system is None else [{"role": "system", "content": system}]
-        self._turns: list[dict[str, Any]] = []
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def run(self) -> None:
@@ -141,25 +146,23 @@ class Conversation:
         Raises:
             TianquanError: the turn cannot be answered; it is not part of the conversation then.
         """
-        content: dict[str, Any] = {"text": text} if text else {}
-        if self.images:
-            content["image"] = self.images
-        if self.audios:
-            content["audio"] = self.audios
+        images, audios = self.images, self.audios
         self.images, self.audios = [], []  # sent once: a file that cannot be used must not stay in the way
-        turns = [*self._turns, {"role": "user", "content": content}]
-        answer, completion = "", None
+        num_dropped = self._session.num_dropped
+        completion = None
+        stream = self._session.stream(text or None, images=images, audios=audios)
         try:
-            for piece in self._llm.stream_chat([*self._system, *turns], sampling=self._sampling, media=self._policy):
-                answer += piece.text
+            for piece in stream:
                 show(piece.text)
                 completion = piece.completion
         except KeyboardInterrupt:
+            stream.close()  # the conversation keeps what was said
             self._console.print("\n[dim](stopped)[/dim]", end="")
         finally:
             self._progress.stop()
         print(flush=True)
-        self._turns = [*turns, {"role": "assistant", "content": answer}]
+        if self._session.num_dropped > num_dropped:
+            self._console.print("[dim](the window was full: the oldest turns are forgotten)[/dim]")
         if completion is not None and sys.stderr.isatty():
             self._console.print(_summary(completion), style="dim")
         return completion is not None
@@ -173,7 +176,12 @@ class Conversation:
         if command == "/help":
             self._console.print(_HELP, markup=False)
         elif command == "/clear":
-            self._turns, self.images, self.audios = [], [], []
+            self._session.clear()
+            self.images, self.audios = [], []
+        elif command == "/undo":
+            self._session.undo()
+        elif command == "/tokens":
+            self._show_tokens()
         elif command == "/drop":
             self.images, self.audios = [], []
         elif command in ("/image", "/audio"):
@@ -183,11 +191,22 @@ class Conversation:
             (self.images if command == "/image" else self.audios).append(str(path.absolute()))
         elif command == "/save":
             path = _parse_path(argument, command)
-            data = json.dumps([*self._system, *self._turns], ensure_ascii=False, indent=1)
-            write_atomically(path, data.encode("utf-8", "replace") + b"\n")
-            self._console.print(f"saved {len(self._turns)} turns to {path}", markup=False)
+            write_atomically(path, self._session.to_json().encode("utf-8", "replace") + b"\n")
+            self._console.print(f"saved {len(self._session.turns)} turns to {path}", markup=False)
+        elif command == "/load":
+            self._session.load(_parse_path(argument, command))
+            self._console.print(f"{len(self._session.turns)} turns", markup=False)
         else:
             raise ParameterError(f"{command}: no such command; /help lists them")
+
+    def _show_tokens(self) -> None:
+        budget = self._session.budget()
+        for n, row in enumerate(budget.turns, 1):
+            media = [(row.image_tokens, "of pictures"), (row.audio_tokens, "of sound")]
+            parts = ", ".join(f"{count} {what}" for count, what in media if count)
+            self._console.print(f"{n:3} {row.role:9} {row.tokens:6}{f'  ({parts})' if parts else ''}", markup=False)
+        forgotten = f", {budget.num_dropped} turns forgotten" if budget.num_dropped else ""
+        self._console.print(f"{budget.used} of {budget.window} tokens, room for {budget.room}{forgotten}", markup=False)
 
 
 def _parse_path(argument: str, command: str) -> Path:
@@ -212,7 +231,8 @@ def _summary(completion: Completion) -> str:
     rate = timings.decode_tokens_per_second(usage.completion_tokens)
     speed = f", {rate:.1f} tokens/s" if rate else ""
     return (
-        f"{usage.prompt_tokens} prompt tokens, first token after {timings.ttft_ms / 1000:.2f} s, "
+        f"{usage.prompt_tokens} prompt tokens, {usage.cached_tokens} of them known, "
+        f"first token after {timings.ttft_ms / 1000:.2f} s, "
         f"{usage.completion_tokens} tokens{speed}"
     )
 

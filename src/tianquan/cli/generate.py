@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,12 +12,14 @@ import typer
 
 from tianquan.cli import options
 from tianquan.cli.output import check_writable, terminal_safe, write_atomically
-from tianquan.errors import PromptError
+from tianquan.errors import ParameterError, PromptError
+from tianquan.request import OutputFormat
 
 if TYPE_CHECKING:
     from tianquan.request import Completion
 
 Messages = Annotated[str, typer.Option(help="JSON file with messages, vendor or OpenAI form; - reads stdin.")]
+JsonSchema = Annotated[Path | None, typer.Option(help="File with a JSON schema the answer must keep to.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")]
 
 
@@ -42,6 +44,20 @@ def read_messages(source: str) -> Any:
     if others:
         print(f"tianquan: {source}: only messages is read; not {', '.join(others)}", file=sys.stderr)
     return value["messages"]
+
+
+def read_schema(path: Path) -> OutputFormat:
+    """Return the form that a file's JSON schema asks for; whether it is one, the engine says.
+
+    Raises:
+        ParameterError: it cannot be read.
+    """
+    try:
+        return OutputFormat(kind="json_schema", definition=path.read_text("utf-8-sig"))
+    except OSError as error:
+        raise ParameterError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ParameterError(f"{path}: not UTF-8; expected a JSON schema") from error
 
 
 def show(text: str) -> None:
@@ -86,6 +102,10 @@ def generate(
     max_slices: options.MaxSlices = None,
     max_image_tokens: options.MaxImageTokens = None,
     long_audio: options.LongAudioOption = "error",
+    kv_cache_bytes: options.KVCacheBytes = None,
+    max_memory: options.MaxMemory = None,
+    kv_format: options.KVFormatOption = None,
+    json_schema: JsonSchema = None,
 ) -> None:
     """Answer the messages of a JSON file."""
     from tianquan.llm import CHAT_SAMPLING
@@ -103,9 +123,19 @@ def generate(
         stop=stop,
         ignore_eos=ignore_eos,
     )
+    if json_schema is not None:
+        sampling = replace(sampling, output_format=read_schema(json_schema))
     policy = options.media_policy(max_slices, max_image_tokens, long_audio)
     llm = options.load_model(
-        model, precision=precision, backend=backend, device=device, threads=threads, revision=revision
+        model,
+        precision=precision,
+        backend=backend,
+        device=device,
+        threads=threads,
+        revision=revision,
+        kv_cache_bytes=kv_cache_bytes,
+        max_memory=max_memory,
+        kv_format=kv_format,
     )
     pieces = llm.stream_chat(conversation, sampling=sampling, media=policy, media_root=media_root)
     for piece in pieces:
@@ -157,8 +187,6 @@ def transcribe(
     max_tokens: options.MaxTokens = None,
 ) -> None:
     """Print what is said in a recording."""
-    from dataclasses import replace
-
     from tianquan.llm import TRANSCRIBE_INSTRUCTION, TRANSCRIBE_SAMPLING
 
     sampling = TRANSCRIBE_SAMPLING if max_tokens is None else replace(TRANSCRIBE_SAMPLING, max_tokens=max_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tianquan.backends import Backend
+from tianquan.backends.kv_cache import KVFormat
+from tianquan.errors import ParameterError
 from tianquan.request import ImagePolicy, LongAudio, MediaPolicy, SamplingParams
 
 if TYPE_CHECKING:
@@ -43,6 +46,29 @@ LongAudioOption = Annotated[
     LongAudio, typer.Option(help="Sound over 30 s: refuse, keep the beginning, or split at quiet places.")
 ]
 MediaRoot = Annotated[Path | None, typer.Option(help="Folder that relative media paths start from.")]
+
+KVCacheBytes = Annotated[
+    str | None, typer.Option(help="Memory for keys and values, as 512M or 1G; 1G by default, touched as used.")
+]
+MaxMemory = Annotated[
+    str | None, typer.Option(help="Memory for everything, as 4G: weights, keys and values, features, work.")
+]
+KVFormatOption = Annotated[
+    KVFormat | None, typer.Option("--kv-format", help="How keys and values are kept; float16 by default.")
+]
+
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+
+
+def parse_bytes(text: str | None, option: str) -> int | None:
+    """Return the bytes of a size such as 512M, 3.5GiB or 1000000; K, M, G and T are powers of 1024."""
+    if text is None:
+        return None
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ParameterError(f"{option}: {text[:40]!r} is no size; expected bytes, or a number and K, M, G or T")
+    power = " KMGT".index(match[2].upper() or " ")
+    return int(float(match[1]) * 1024**power)
 
 
 def sampling_params(
@@ -128,8 +154,12 @@ def load_model(
     threads: int | None,
     revision: str | None,
     progress: LoadProgress | None = None,
+    kv_cache_bytes: str | None = None,
+    max_memory: str | None = None,
+    kv_format: KVFormat | None = None,
 ) -> LLM:
     """Load a model behind a progress bar, which shows again when a tower is loaded on first use."""
+    from tianquan.engine.interface import EngineOptions
     from tianquan.llm import load
 
     progress = progress or LoadProgress()
@@ -142,6 +172,9 @@ def load_model(
             threads=threads,
             revision=revision,
             on_progress=progress,
+            engine=EngineOptions(kv_cache_bytes=parse_bytes(kv_cache_bytes, "--kv-cache-bytes")),
+            max_memory=parse_bytes(max_memory, "--max-memory"),
+            kv_format=kv_format,
         )
     finally:
         progress.stop()

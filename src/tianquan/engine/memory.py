@@ -1,28 +1,48 @@
-"""How many blocks of keys and values there are: what was asked for, in whole blocks, or a default."""
+"""How much memory keys and values get: what was asked for, what a bound on the whole leaves, or a default."""
 
 from __future__ import annotations
+
+import os
 
 from tianquan.backends.kv_cache import KV_BLOCK_SIZE, KVCache
 from tianquan.engine.interface import EngineOptions
 from tianquan.errors import ParameterError
 from tianquan.models.omni_model import OmniModel
 
-_DEFAULT_BYTES = 2**30  # address space: pages are touched as blocks are used, and low-numbered blocks are used first
+DEFAULT_KV_BYTES = 2**30  # address space: pages are touched as blocks are used, and low-numbered blocks are used first
 _MIN_TOKENS = 256  # a picture's overview and slices, a question and a short answer
+_WORKING_BYTES = 320 * 2**20  # interpreter, libraries, activations of a chunk of 512 tokens or of ten slices
+_MIB = 2**20
+
+
+def kv_bytes_within(max_memory: int, weight_bytes: int, encoder_cache_bytes: int) -> int:
+    """Return the bytes left for keys and values when everything together may take `max_memory` bytes.
+
+    Raises:
+        ParameterError: nothing is left.
+    """
+    rest = max_memory - weight_bytes - encoder_cache_bytes - _WORKING_BYTES
+    if rest <= 0:
+        least = weight_bytes + encoder_cache_bytes + _WORKING_BYTES
+        raise ParameterError(
+            f"max_memory is {max_memory // _MIB} MiB; the weights take {weight_bytes // _MIB} MiB, features and work "
+            f"{(least - weight_bytes) // _MIB} MiB; expected more than {least // _MIB} MiB, or a smaller precision"
+        )
+    return rest
 
 
 def plan_blocks(model: OmniModel, options: EngineOptions) -> KVCache:
     """Return the empty KV cache of an engine.
 
     Raises:
-        ParameterError: `kv_cache_bytes` is too small to be of use, or more than the machine gives.
+        ParameterError: `kv_cache_bytes` is too small to be of use, or more than the machine has.
     """
     block_bytes = model.language_model.make_kv_cache(1).num_bytes
     window_blocks = -(-model.config.language.max_position_embeddings // KV_BLOCK_SIZE)
+    most = window_blocks * options.limits.max_running  # more could never be used at once
     asked = options.kv_cache_bytes
     if asked is None:
-        most = window_blocks * options.limits.max_running
-        num_blocks = min(max(_DEFAULT_BYTES // block_bytes, window_blocks), most)
+        num_blocks = min(max(DEFAULT_KV_BYTES // block_bytes, window_blocks), most)
     else:
         num_blocks = asked // block_bytes
         least = min(window_blocks, _MIN_TOKENS // KV_BLOCK_SIZE)
@@ -31,9 +51,22 @@ def plan_blocks(model: OmniModel, options: EngineOptions) -> KVCache:
                 f"kv_cache_bytes is {asked}, which holds {max(num_blocks, 0) * KV_BLOCK_SIZE} tokens; "
                 f"expected at least {least * block_bytes}, for {least * KV_BLOCK_SIZE} tokens"
             )
+        physical = _physical_bytes()
+        if physical is not None and asked > physical:
+            raise ParameterError(
+                f"kv_cache_bytes is {asked // _MIB} MiB, this machine has {physical // _MIB} MiB; ask for less"
+            )
     try:
         return model.language_model.make_kv_cache(num_blocks * KV_BLOCK_SIZE)
     except (MemoryError, ValueError) as error:
         raise ParameterError(
-            f"kv_cache_bytes is {num_blocks * block_bytes}, more than this machine has free; ask for less"
+            f"{num_blocks * block_bytes // _MIB} MiB of keys and values cannot be had on this machine; ask for less"
         ) from error
+
+
+def _physical_bytes() -> int | None:
+    """Return the machine's memory where the system tells it."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None

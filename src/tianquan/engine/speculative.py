@@ -15,8 +15,9 @@ from __future__ import annotations
 
 _NGRAM = 3  # tokens that must match: shorter ones match by chance
 _MAX_DRAFT = 8  # rows beside the first; measured, see benchmarks/results
-_START_DRAFT = 4
-_MAX_PAUSE = 64  # tokens
+_START_DRAFT = 2
+_START_PAUSE = 4  # tokens without a draft after a miss
+_MAX_PAUSE = 256
 
 
 class DraftSource:
@@ -30,7 +31,7 @@ class DraftSource:
         self._last: dict[tuple[int, ...], int] = {}  # where each n-gram ended last, the final one left out
         self._num_indexed = _NGRAM - 1
         self._length = _START_DRAFT
-        self._pause = 1
+        self._pause = _START_PAUSE
         self._wait = 0
         self._index(token_ids)
 
@@ -56,9 +57,9 @@ class DraftSource:
         if num_drafted == 0:
             return
         if num_accepted >= num_drafted:
-            self._length, self._pause = min(2 * self._length, _MAX_DRAFT), 1
+            self._length, self._pause = min(2 * self._length, _MAX_DRAFT), _START_PAUSE
         elif num_accepted == 0:
             self._wait, self._pause = self._pause, min(2 * self._pause, _MAX_PAUSE)
             self._length = max(1, self._length // 2)
         else:
-            self._length, self._pause = max(1, num_accepted), 1
+            self._length, self._pause = max(1, num_accepted), _START_PAUSE

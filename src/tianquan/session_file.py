@@ -1,0 +1,115 @@
+"""Saved conversations: a JSON list of vendor messages. Media that are no files are written into it.
+
+Pictures are kept exactly (PNG); sound given as float samples is rounded to 16 bits.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import wave
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tianquan.errors import PromptError, TianquanError
+from tianquan.processing.audio import as_waveform
+from tianquan.processing.messages import MediaSource
+
+_SAMPLE_RATE = 16000
+
+
+def to_json(messages: list[dict[str, Any]]) -> str:
+    """Return the text of the file."""
+    return json.dumps([_plain(message) for message in messages], ensure_ascii=False, indent=1)
+
+
+def write_messages(path: Path, messages: list[dict[str, Any]]) -> None:
+    """Write messages; the file is complete or not there.
+
+    Raises:
+        TianquanError: it cannot be written.
+    """
+    temporary = path.with_name(path.name + ".part")
+    try:
+        temporary.write_bytes(to_json(messages).encode("utf-8", "replace") + b"\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise TianquanError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def read_messages(path: Path) -> list[dict[str, Any]]:
+    """Return saved messages, with role and content each.
+
+    Raises:
+        PromptError: the file cannot be read or is no list of messages.
+    """
+    try:
+        messages = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except OSError as error:
+        raise PromptError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"{path}: not valid JSON in UTF-8; expected a saved conversation") from error
+    if not isinstance(messages, list) or not all(
+        isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages
+    ):
+        raise PromptError(f"{path}: not a list of messages with role and content; expected a saved conversation")
+    return messages
+
+
+def _plain(message: dict[str, Any]) -> dict[str, Any]:
+    content = message["content"]
+    if not isinstance(content, dict):
+        return message
+    plain = dict(content)
+    if "image" in plain:
+        plain["image"] = [_image_reference(image) for image in _listed(plain["image"])]
+    if "audio" in plain:
+        plain["audio"] = [_audio_reference(audio) for audio in _listed(plain["audio"])]
+    return {**message, "content": plain}
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _image_reference(source: MediaSource) -> str:
+    if isinstance(source, str | Path):
+        return str(source)
+    if isinstance(source, bytes):
+        return _data_url("application/octet-stream", source)
+    assert not isinstance(source, tuple), "a session takes no tuple as a picture"
+    picture = source if isinstance(source, Image.Image) else Image.fromarray(source)
+    file = io.BytesIO()
+    picture.convert("RGB").save(file, "PNG")
+    return _data_url("image/png", file.getvalue())
+
+
+def _audio_reference(source: MediaSource) -> str:
+    if isinstance(source, str | Path):
+        return str(source)
+    if isinstance(source, bytes):
+        return _data_url("application/octet-stream", source)
+    assert isinstance(source, tuple)
+    return _data_url("audio/wav", _wav(as_waveform(*source, "audio")))
+
+
+def _wav(waveform: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
+    """Return a WAV file of samples (N,) at 16 kHz in 16 bits, which is what files are decoded to anyway."""
+    samples = np.clip(np.round(waveform * 32768.0), -32768, 32767).astype("<i2")
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(2)
+        writer.setframerate(_SAMPLE_RATE)
+        writer.writeframes(samples.tobytes())
+    return file.getvalue()
+
+
+def _data_url(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

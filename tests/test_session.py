@@ -1,0 +1,231 @@
+"""Conversations: what is remembered, taken back, copied and saved, and what happens when the window is full."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import tianquan
+from tianquan.backends.kv_cache import SequenceBatch
+from tianquan.engine.interface import EngineOptions
+from tianquan.errors import MediaError, ParameterError, PromptError
+from tianquan.llm import GREEDY
+from tolerances import KV_STORAGE, relative_rmse
+
+SHORT = replace(GREEDY, max_tokens=6, ignore_eos=True)
+CAT, DOG = (np.random.default_rng(seed).integers(0, 256, (60, 80, 3), np.uint8) for seed in (0, 1))
+SOUND = (np.random.default_rng(2).normal(0, 0.1, 16000).astype(np.float32), 16000)
+SOUND_16_BIT = ((SOUND[0] * 32768).astype(np.int16), 16000)
+LONGER = (np.random.default_rng(3).normal(0, 0.1, 30000).astype(np.float32), 16000)
+
+
+@pytest.fixture(scope="module")
+def llm(checkpoint_folder):
+    return tianquan.load(checkpoint_folder, precision="float32")
+
+
+@pytest.fixture
+def small_llm(checkpoint_folder, llm):
+    """A window of 640 tokens."""
+    block_bytes = llm.model.language_model.make_kv_cache(1).num_bytes
+    options = EngineOptions(kv_cache_bytes=20 * block_bytes)
+    return tianquan.load(checkpoint_folder, precision="float32", engine=options)
+
+
+def test_a_session_is_the_same_as_chat_with_all_messages(llm):
+    session = llm.session(system="Be brief.", sampling=SHORT)
+    first = session.send("What is this?", images=[CAT])
+    second = session.send("And this?", images=[DOG], audios=[SOUND])
+    third = session.send("And now listen.", audios=[LONGER])
+    assert [len(turn.content) for turn in session.turns] == [2] * 6
+    for n, completion in ((2, first), (4, second), (6, third)):
+        alone = llm.chat(session.messages[:n], sampling=SHORT)
+        assert alone.prompt_token_ids == completion.prompt_token_ids
+        assert alone.text == completion.text
+
+
+def test_the_second_turn_encodes_nothing_and_prefills_what_is_new(llm):
+    session = llm.session(system="A salt of this test.", sampling=SHORT)
+    first = session.send("What is this?", images=[CAT])
+    before = llm.statistics()
+    second = session.send("And what else?")
+    after = llm.statistics()
+    assert after.vision_ms == before.vision_ms
+    assert second.timings.vision_ms == 0
+    assert second.usage.cached_tokens >= first.usage.prompt_tokens
+    assert second.usage.image_tokens == first.usage.image_tokens
+
+
+def user_texts(session):
+    return [message["content"]["text"] for message in session.messages if message["role"] == "user"]
+
+
+def test_undo_fork_and_clear(llm):
+    session = llm.session(sampling=SHORT)
+    session.send("One")
+    fork = session.fork()
+    session.send("Two")
+    fork.send("Three")
+    assert user_texts(session) == ["One", "Two"]
+    assert user_texts(fork) == ["One", "Three"]
+    session.undo()
+    again = session.send("Three")
+    assert again.text == fork.messages[-1]["content"]
+    session.clear()
+    assert session.messages == []
+    with pytest.raises(ParameterError, match="nothing to undo"):
+        session.undo()
+
+
+def test_left_early_it_keeps_what_was_said(llm):
+    session = llm.session(sampling=replace(SHORT, max_tokens=200))
+    stream = session.stream("Count.")
+    said = next(stream).text
+    stream.close()
+    assert session.messages[-1] == {"role": "assistant", "content": said}
+    assert session.send("Go on.", sampling=SHORT).usage.completion_tokens == 6
+
+
+def test_a_message_that_cannot_be_used_is_not_part_of_it(llm):
+    session = llm.session(sampling=SHORT)
+    session.send("One")
+    with pytest.raises(MediaError, match="no such file"):
+        session.send("Two", images=["missing.png"])
+    with pytest.raises(PromptError, match="empty"):
+        session.send()
+    with pytest.raises(ParameterError, match="temperature"):
+        session.send("Two", sampling=replace(SHORT, temperature=-1))
+    assert len(session.turns) == 2
+
+
+def test_save_and_load_change_no_token(llm, tmp_path, media_root):
+    session = llm.session(system="Be brief.", sampling=SHORT)
+    session.send("Look", images=[CAT, media_root / "tiny_100x60.png"], audios=[SOUND_16_BIT])
+    session.send("Thanks")
+    path = tmp_path / "conversation.json"
+    session.save(path)
+    assert [message["role"] for message in json.loads(path.read_text("utf-8"))] == [
+        "system",
+        *["user", "assistant"] * 2,
+    ]
+    loaded = llm.session(sampling=SHORT)
+    loaded.load(path)
+    expected, got = session.send("And?"), loaded.send("And?")
+    assert got.prompt_token_ids == expected.prompt_token_ids
+    assert got.text == expected.text
+    assert got.usage.cached_tokens > expected.usage.prompt_tokens - 64, "equal media are known media"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ('{"a": 1}', "not a list of messages"),
+        ('[{"role": "user"}]', "not a list of messages"),
+        ('[{"role": "user", "content": "x"}]', "user and assistant in turn"),
+        ('[{"role": "assistant", "content": "x"}, {"role": "user", "content": "x"}]', "user and assistant in turn"),
+        ('[{"role": "king", "content": "x"}, {"role": "assistant", "content": "x"}]', "in turn"),
+    ],
+)
+def test_files_that_are_no_conversations(llm, tmp_path, text, message):
+    path = tmp_path / "c.json"
+    path.write_text(text)
+    session = llm.session(sampling=SHORT)
+    session.send("One")
+    with pytest.raises(PromptError, match=message):
+        session.load(path)
+    assert len(session.turns) == 2
+    with pytest.raises(PromptError, match="cannot be read"):
+        session.load(tmp_path / "missing.json")
+
+
+def test_the_budget_adds_up(llm):
+    session = llm.session(system="Be brief.", sampling=SHORT)
+    assert session.budget().used < 40
+    session.send("What is this?", images=[CAT], audios=[SOUND])
+    budget = session.budget()
+    assert [row.role for row in budget.turns] == ["system", "user", "assistant"]
+    assert budget.turns[1].image_tokens == 64
+    assert budget.turns[1].audio_tokens == 27
+    opening = budget.used - sum(row.tokens for row in budget.turns)
+    assert 0 < opening < 10, "what is left is the opening of the next answer"
+    assert budget.window == 4096
+    assert budget.room == 4096 - budget.used
+
+
+def fill(session, num_turns, **media):
+    for n in range(num_turns):
+        session.send(f"{n} " + "word " * 25, **(media if n == 0 else {}))
+
+
+def test_a_full_window_is_an_error_by_default(small_llm):
+    session = small_llm.session(sampling=SHORT)
+    with pytest.raises(PromptError, match=r"the window 640; undo turns, start anew, or choose when_full"):
+        fill(session, 20)
+    assert session.budget().used < 640
+
+
+@pytest.mark.parametrize("keep_media", [False, True])
+def test_oldest_turns_are_dropped(small_llm, keep_media):
+    session = small_llm.session(system="SYSTEM", sampling=SHORT, when_full="drop_oldest_turns", keep_media=keep_media)
+    fill(session, 14, images=[CAT])
+    assert session.num_dropped > 0
+    messages = session.messages
+    assert messages[0] == {"role": "system", "content": "SYSTEM"}
+    assert messages[-2]["content"]["text"].startswith("13 ")
+    assert any(turn.has_media for turn in session.turns) == keep_media
+    assert [m["role"] for m in messages[1:]] == ["user", "assistant"] * (len(messages) // 2)
+    assert session.budget().used <= 640
+    assert session.budget().num_dropped == session.num_dropped
+    with pytest.raises(PromptError, match=r"the message has .* the window 640; make it shorter"):
+        session.send("word " * 600)
+
+
+def test_old_turns_are_summarized(small_llm):
+    session = small_llm.session(sampling=SHORT, when_full="summarize")
+    fill(session, 14)
+    assert session.messages[0]["content"].startswith("Summary of our conversation so far: ")
+    assert session.messages[-2]["content"]["text"].startswith("13 ")
+    assert session.num_dropped > 0
+    assert session.budget().used <= 640
+
+
+def test_an_unknown_policy_is_refused(llm):
+    with pytest.raises(ParameterError, match="when_full must be one of error, drop_oldest_turns, summarize"):
+        llm.session(when_full="forget")
+
+
+def test_memory_options(checkpoint_folder):
+    def load(**options):
+        return tianquan.load(checkpoint_folder, precision="float32", **options)
+
+    with pytest.raises(ParameterError, match=r"max_memory is 1 MiB; the weights take \d+ MiB, .* expected more than"):
+        load(max_memory=2**20)
+    with pytest.raises(ParameterError, match=r"this machine has \d+ MiB; ask for less"):
+        load(engine=EngineOptions(kv_cache_bytes=2**50))
+    with pytest.raises(ParameterError, match="max_memory leaves"):
+        load(max_memory=2**30, engine=EngineOptions(kv_cache_bytes=2**30))
+    with pytest.raises(ParameterError, match="kv_format 'int3'"):
+        load(kv_format="int3")
+    small = load(max_memory=640 * 2**20)
+    assert small.statistics().kv_cache_bytes < 64 * 2**20
+
+
+@pytest.mark.parametrize("kv_format", ["float16", "int8"])
+def test_formats_of_keys_and_values(checkpoint_folder, kv_format):
+    """Quality against float32 keys and values, on logits behind 70 cached tokens; and the memory it takes."""
+    llms = [tianquan.load(checkpoint_folder, precision="float32", kv_format=f) for f in ("float32", kv_format)]
+    logits, sizes = [], []
+    for llm in llms:
+        model = llm.model
+        token_ids = np.random.default_rng(0).integers(0, 900, 70).astype(np.int32)
+        cache = model.language_model.make_kv_cache(70)
+        sizes.append(cache.num_bytes)
+        batch = SequenceBatch.alone(70, 0, cache)
+        logits.append(model.forward(model.language_model.embed(token_ids), cache, batch, all_rows=True))
+    assert relative_rmse(logits[1], logits[0]) < KV_STORAGE[kv_format]
+    assert sizes[1] < sizes[0] * (0.51 if kv_format == "float16" else 0.3)
+    assert llms[1].chat([{"role": "user", "content": "Hello"}], sampling=SHORT).usage.completion_tokens == 6

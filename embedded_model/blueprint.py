@@ -32,6 +32,7 @@ SCALE_RESOLUTION = 112  # pixels: 8 x 8 patches
 MAX_SLICES = 4
 NUM_MELS = 80
 PATCH_SIZE = 14
+POSITION_SCALE = 0.5
 
 SPECIAL_TOKENS = (
     "<|eos|>",
@@ -157,6 +158,11 @@ def first_weights(config: ModelConfig, rng: np.random.Generator) -> dict[str, np
         tensors[name] = values.astype(np.float32)
     size = config.audio.hidden_size
     tensors["audio.audio.positional_embedding"] = 0.3 * sincos_positions(config.audio.max_frames, size)
+    # Positions as loud as contents: with a table near zero, patches cannot tell their neighbours and shapes are not learned.
+    side = config.vision.num_positions_per_side
+    tensors["vision.vpm.embeddings.position_embedding.weight"] = POSITION_SCALE * grid_positions(
+        side, side, config.vision.hidden_size
+    )
     tensors.update(_spatial_resampler(tensors, config))
     return tensors
 

@@ -114,7 +114,13 @@ class SampleStream:
             asks=tuple(draft.asks),
         )
 
-    def picture(self, index: int, size: tuple[int, int] | None = None, text_share: float = DENSE_TEXT_SHARE) -> Picture:
+    def picture(
+        self,
+        index: int,
+        size: tuple[int, int] | None = None,
+        text_share: float = DENSE_TEXT_SHARE,
+        max_objects: int = scene_plans.MAX_OBJECTS,
+    ) -> Picture:
         """Return a picture without a question: a scene or, for `text_share` of the numbers, digits or text."""
         studio = self._studio("picture", index)
         rng = studio.rng
@@ -129,7 +135,7 @@ class SampleStream:
             return draw_text(lines, size, self.split, rng, studio.noise)
         things = [
             Wanted(shape=rng.choice(shapes.SHAPE_NAMES), colour=rng.choice(colours.COLOUR_NAMES))
-            for _ in range(rng.randint(1, scene_plans.MAX_OBJECTS))
+            for _ in range(rng.randint(1, max_objects))
         ]
         return draw_scene(plan_scene(things, size, rng), rng, studio.noise)
 

@@ -60,23 +60,26 @@ class DenseItem:
 
 
 class DenseSteps:
-    """Step s: `batch_size` numbered pictures or sounds, halves of both by turns."""
+    """Step s: `batch_size` numbered pictures or, in every `sound_every`-th step, sounds."""
 
-    def __init__(self, stream: SampleStream, batch_size: int) -> None:
+    def __init__(self, stream: SampleStream, batch_size: int, sound_every: int, max_objects: int) -> None:
         self._stream = stream
         self._batch_size = batch_size
+        self._sound_every = sound_every
+        self._max_objects = max_objects
 
     def __getitem__(self, step: int) -> list[list[DenseItem]]:
-        """Return one micro-batch; even steps are pictures, odd ones sounds."""
-        make = self._sound if step % 2 else self._picture
-        return [[make(step // 2 * self._batch_size + n) for n in range(self._batch_size)]]
+        """Return one micro-batch."""
+        make = self._sound if step % self._sound_every == self._sound_every - 1 else self._picture
+        return [[make(step * self._batch_size + n) for n in range(self._batch_size)]]
 
     def _picture(self, index: int) -> DenseItem:
         rng = random.Random(f"dense/{index}")
         cols, rows = rng.choice(GRIDS)
         zoom = rng.choice(ZOOMS)
         width, height = cols * PATCH_SIZE, rows * PATCH_SIZE
-        picture = self._stream.picture(index, size=(round(width * zoom), round(height * zoom)))
+        size = (round(width * zoom), round(height * zoom))
+        picture = self._stream.picture(index, size=size, max_objects=self._max_objects)
         image, box = picture.image, None
         if zoom == 2.0 and rng.random() < CROPPED:
             left, top = rng.choice((0, width)), rng.choice((0, height))
@@ -100,6 +103,8 @@ class DenseSteps:
 
 class DenseObjective(Objective[DenseItem]):
     """Mean cross-entropy of all heads, per patch or frame."""
+
+    output_layers = ("picture_heads", "sound_heads")
 
     def __init__(self, model: OmniModel, tree: ModuleTree, num_phonemes: int, num_words: int) -> None:
         super().__init__()

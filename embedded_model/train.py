@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from embedded_model import scene_plans
 from embedded_model.blueprint import write_blueprint
 from embedded_model.samples import WEIGHTS, SampleStream
 from embedded_model.towers import DenseObjective, DenseSteps
@@ -46,8 +47,11 @@ class Stage:
     plan: TrainingPlan
     batch_size: int  # conversations, pictures or sounds of a micro-batch
     after: str | None  # the stage whose weights it starts from
+    inherits: tuple[str, ...] = ("",)  # which of them: how their names begin
     weights: Mapping[str, float] | None = None  # task shares; None = dense targets of the encoders
     max_side: int = 112  # pixels of the largest picture
+    sound_every: int = 2  # of a dense stage: which steps are sounds
+    max_objects: int = scene_plans.MAX_OBJECTS  # of a dense stage's pictures
 
 
 # Long answers about everything in a picture teach more per picture than one word does.
@@ -56,7 +60,7 @@ SEEING = {**WEIGHTS, "describe": 14, "follow_up": 16, "read_text": 12, "read_dig
 STAGES: dict[str, Stage] = {
     "towers": Stage(
         plan=TrainingPlan(
-            num_steps=4000,
+            num_steps=900,
             learning_rate=1e-3,
             schedule="constant",
             warmup_steps=200,
@@ -66,6 +70,23 @@ STAGES: dict[str, Stage] = {
         ),
         batch_size=64,
         after=None,
+    ),
+    "sight": Stage(
+        plan=TrainingPlan(
+            num_steps=2500,
+            learning_rate=1e-3,
+            optimizer="muon",
+            schedule="constant",
+            warmup_steps=20,
+            weight_decay=0.02,
+            seed=5,
+            precision="bfloat16",
+        ),
+        batch_size=64,
+        after="towers",
+        inherits=("audio.",),
+        sound_every=6,
+        max_objects=3,
     ),
     "answers": Stage(
         plan=TrainingPlan(
@@ -78,7 +99,7 @@ STAGES: dict[str, Stage] = {
             precision="bfloat16",
         ),
         batch_size=48,
-        after="towers",
+        after="sight",
         weights=SEEING,
     ),
 }
@@ -113,10 +134,11 @@ def load_tree(folder: Path) -> tuple[Checkpoint, OmniModel, ModuleTree]:
     return checkpoint, model, tree
 
 
-def load_stage_weights(tree: ModuleTree, run: Path) -> None:
+def load_stage_weights(tree: ModuleTree, run: Path, inherits: tuple[str, ...] = ("",)) -> None:
     """Put the weights a stage ended with into the tree; parts it did not train stay."""
     state = load_state(saved_states(run)[-1], None)
     weights = {name.removeprefix(PREFIX): w for name, w in state.weights.items() if name.startswith(PREFIX)}
+    weights = {name: w for name, w in weights.items() if name.startswith(inherits)}
     unknown = tree.load_state_dict(weights, strict=False).unexpected_keys
     assert not unknown, unknown
 
@@ -128,13 +150,14 @@ def train_stage(folder: Path, name: str, *, seconds: float = math.inf, num_worke
         write_blueprint(folder / "blueprint")
     checkpoint, model, tree = load_tree(folder / "blueprint")
     if stage.after is not None:
-        load_stage_weights(tree, folder / stage.after)
+        load_stage_weights(tree, folder / stage.after, stage.inherits)
     stream = SampleStream("train", seed=stage.plan.seed, weights=stage.weights, max_side=stage.max_side)
     if stage.weights is None:
         tree.set_trainable(["vision", "audio"])
         bank = stream.bank()
         dense = DenseObjective(model, tree, len(bank.phoneme_class), len(bank.word_class))
-        return _train(folder / name, dense, DenseSteps(stream, stage.batch_size), stage.plan, seconds, num_workers)
+        pictures = DenseSteps(stream, stage.batch_size, stage.sound_every, stage.max_objects)
+        return _train(folder / name, dense, pictures, stage.plan, seconds, num_workers)
     tree.set_trainable(["language_model", "vision", "resampler", "audio"])
     steps = SampleSteps(stream, checkpoint, stage.batch_size)
     return _train(folder / name, AnswerObjective(model, tree), steps, stage.plan, seconds, num_workers)

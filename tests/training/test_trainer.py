@@ -98,14 +98,16 @@ def _undropped(folder, steps):
     return weights(objective)
 
 
-def test_resumed_is_uninterrupted(tmp_path):
-    whole, _ = run(tmp_path / "whole")
-    _, first = run(tmp_path / "parts", stop_after=0)  # one step each time
+@pytest.mark.parametrize("change", [{}, {"optimizer": "muon"}, {"precision": "float16"}, {"precision": "bfloat16"}])
+def test_resumed_is_uninterrupted(tmp_path, change):
+    plan = replace(PLAN, **change)
+    whole, _ = run(tmp_path / "whole", plan)
+    _, first = run(tmp_path / "parts", plan, stop_after=0)  # one step each time
     assert first.step == 1
     for _ in range(20):
-        _, trainer = run(tmp_path / "parts", stop_after=0)
+        _, trainer = run(tmp_path / "parts", plan, stop_after=0)
     assert trainer.step == PLAN.num_steps
-    parts = load_state(saved_states(tmp_path / "parts")[-1], PLAN).weights["trained.weight"]
+    parts = load_state(saved_states(tmp_path / "parts")[-1], plan).weights["trained.weight"]
     np.testing.assert_array_equal(parts.numpy(), weights(whole))
     steps = [int(row["step"]) for row in read_metrics(tmp_path / "parts")]
     assert steps == list(range(1, PLAN.num_steps + 1))

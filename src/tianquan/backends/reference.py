@@ -6,6 +6,7 @@ Legend as in `ops.py`: T rows, C channels, H heads, K kv heads, D head dim, S ke
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -177,7 +178,7 @@ class ReferenceOps:
     ) -> Float32:
         """See `Ops.conv1d`."""
         pad, windows = (kernel - 1) // 2, []
-        for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+        for start, stop in itertools.pairwise(offsets):
             padded = np.pad(x[start:stop], ((pad, pad), (0, 0)))
             windows += [padded[i : i + kernel].ravel() for i in range(0, stop - start, stride)]
         return self.linear(np.stack(windows), linear, activation)

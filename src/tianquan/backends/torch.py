@@ -9,6 +9,7 @@ Legend as in `ops.py`: T rows, C channels, H heads, K kv heads, D head dim, B se
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -212,7 +213,7 @@ class TorchOps:
         """See `Ops.conv1d`."""
         around = np.arange(kernel) - (kernel - 1) // 2
         rows = []
-        for start, stop in zip(offsets[:-1], offsets[1:], strict=True):
+        for start, stop in itertools.pairwise(offsets):
             frames = np.arange(start, stop, stride)[:, None] + around  # (F', kernel)
             rows.append(np.where((frames >= start) & (frames < stop), frames, len(x)))  # past the end: a row of zeros
         windows = functional.pad(x, (0, 0, 0, 1))[self._index(np.concatenate(rows))]  # (F', kernel, C)

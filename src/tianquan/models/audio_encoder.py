@@ -14,6 +14,7 @@ carries that frame. Source: Radford et al. 2022 (Whisper); pooling and begin/end
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -56,7 +57,7 @@ class AudioEncoder:
         """Return one (span, C_language) array per clip: begin, its tokens, end."""
         packed = self.encode(clips)
         ends = segment_offsets([clip.span for clip in clips])
-        return [packed[start:stop] for start, stop in zip(ends[:-1], ends[1:], strict=True)]
+        return [packed[start:stop] for start, stop in pairwise(ends)]
 
     def encode(self, clips: Sequence[AudioInput]) -> Array:
         """Return the rows of all clips one after the other, (spans of all clips, C_language)."""

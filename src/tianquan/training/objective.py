@@ -39,6 +39,8 @@ class StepLoss:
 class Objective(nn.Module, ABC, Generic[Item]):
     """What the trainer needs to know of a loss over items of one kind. Its parameters are what can be trained."""
 
+    output_layers: tuple[str, ...] = ()  # how the names of the modules that end in classes begin
+
     @abstractmethod
     def forward(self, items: Sequence[Item]) -> StepLoss:
         """Return the loss of a micro-batch."""
@@ -59,6 +61,8 @@ class AnswerObjective(Objective[Example]):
         model: loaded through `tree`, on the torch backend.
         tree: its weights.
     """
+
+    output_layers = ("tree.llm.lm_head",)
 
     def __init__(self, model: OmniModel, tree: ModuleTree) -> None:
         super().__init__()

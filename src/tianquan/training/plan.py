@@ -9,6 +9,7 @@ from typing import Literal
 from tianquan.errors import ParameterError
 
 Schedule = Literal["constant", "linear", "cosine"]
+Optimizer = Literal["adamw", "muon"]
 TrainingPrecision = Literal["float32", "bfloat16", "float16"]
 
 
@@ -19,7 +20,9 @@ class TrainingPlan:
     num_steps: optimizer steps in all.
     accumulation: micro-batches of one step.
     learning_rate: the highest; reached after `warmup_steps`, then held or lowered to 0 by `schedule`.
-    betas, weight_decay: of AdamW; the decay spares vectors (norms and biases).
+    optimizer: adamw for all weights, or muon for the matrices of layers (their updates are made orthogonal, so that
+        weak directions learn as fast as strong ones) and adamw for the rest. Source: Jordan et al. 2024 (Muon).
+    betas: of AdamW. weight_decay: of both; it spares vectors (norms and biases).
     max_grad_norm: gradients are scaled down to this norm.
     precision: arithmetic of the forward pass; weights and optimizer state are float32 in any case.
     fingerprint: of the data and options beyond these; a run is not resumed on other data.
@@ -31,6 +34,7 @@ class TrainingPlan:
     learning_rate: float = 1e-4
     schedule: Schedule = "cosine"
     warmup_steps: int = 0
+    optimizer: Optimizer = "adamw"
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0

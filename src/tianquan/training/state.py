@@ -1,7 +1,7 @@
 """The state of a training run on disk: everything a killed run needs to go on as if it had not been.
 
     RUN/state-00001200/weights.safetensors      the trained parameters, float32
-                       optimizer.safetensors    AdamW's two moments of each
+                       optimizer.safetensors    what the optimizer remembers of each (AdamW: two moments)
                        state.json               step, plan, loss scale, checksums
 
 A state appears whole or not at all (written beside its place, then renamed), and the one before it stays until then,
@@ -14,7 +14,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from tianquan.training.plan import TrainingPlan
 
 _FOLDER = re.compile(r"state-(\d{8})")
 _KEPT_STATES = 2
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class StateError(TianquanError):
@@ -42,8 +41,8 @@ class TrainingState:
 
     step: int
     weights: dict[str, Tensor]
-    moments: dict[str, Tensor]  # "NAME/exp_avg", "NAME/exp_avg_sq"
-    num_updates: int  # of the optimizer: steps that were not skipped
+    moments: dict[str, Tensor]  # "NAME/exp_avg", "NAME/exp_avg_sq", ...
+    num_updates: int  # of the weights: steps that were not skipped
     scaler: dict[str, Any]
 
 
@@ -52,7 +51,7 @@ def save_state(
     step: int,
     plan: TrainingPlan,
     parameters: Mapping[str, Tensor],
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     scaler: Mapping[str, Any],
 ) -> Path:
     """Save the state after `step` steps and drop all but the last two.
@@ -61,11 +60,12 @@ def save_state(
         CheckpointError: the folder cannot be written; the states before are as they were.
     """
     weights = {name: parameter.detach().to("cpu", torch.float32).contiguous() for name, parameter in parameters.items()}
+    memory = {parameter: values for optimizer in optimizers for parameter, values in optimizer.state.items()}
     moments = {
-        f"{name}/{moment}": optimizer.state[parameter][moment].detach().to("cpu").contiguous()
+        f"{name}/{moment}": value.detach().to("cpu").contiguous()
         for name, parameter in parameters.items()
-        for moment in _MOMENTS
-        if parameter in optimizer.state
+        for moment, value in memory.get(parameter, {}).items()
+        if moment != "step"
     }
     folder = run / f"state-{step:08d}"
     if folder.exists():  # a resumed run that came to the same step again
@@ -75,7 +75,7 @@ def save_state(
         save_file(weights, temporary / "weights.safetensors")
         save_file(moments, temporary / "optimizer.safetensors")
         files = {path.name: _digest(path) for path in sorted(temporary.glob("*.safetensors"))}
-        updates = [int(values["step"]) for values in optimizer.state.values()]
+        updates = [int(values["step"]) for values in memory.values() if "step" in values]
         content = {
             "step": step,
             "num_updates": max(updates, default=0),
@@ -127,8 +127,10 @@ def load_state(folder: Path, plan: TrainingPlan | None) -> TrainingState:
     return TrainingState(step, weights, moments, num_updates, scaler)
 
 
-def restore(state: TrainingState, parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
-    """Put weights and moments back.
+def restore(
+    state: TrainingState, parameters: Mapping[str, Tensor], optimizers: Sequence[torch.optim.Optimizer]
+) -> None:
+    """Put weights and the optimizers' memory back.
 
     Raises:
         StateError: the state is of other parameters.
@@ -138,15 +140,15 @@ def restore(state: TrainingState, parameters: Mapping[str, Tensor], optimizer: t
     if shapes != saved:
         other = sorted(set(shapes.items()) ^ set(saved.items()))[0][0]
         raise StateError(f"the saved state trains other weights (first difference: {other}); use the same options")
+    owners = {p: optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state.weights[name])
-            if f"{name}/{_MOMENTS[0]}" not in state.moments:
-                continue
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(state.num_updates)),
-                **{moment: state.moments[f"{name}/{moment}"].to(parameter.device) for moment in _MOMENTS},
-            }
+    for key, value in state.moments.items():
+        name, _, moment = key.rpartition("/")
+        memory = owners[parameters[name]].state[parameters[name]]
+        memory["step"] = torch.tensor(float(state.num_updates))
+        memory[moment] = value.to(parameters[name].device)
 
 
 def _digest(path: Path) -> str:

@@ -19,6 +19,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from tianquan.errors import TianquanError
@@ -89,7 +90,7 @@ class Trainer(Generic[Item]):
         self._scaler = torch.amp.GradScaler(
             device.type, init_scale=_FIRST_SCALE, growth_interval=_GROWTH_INTERVAL, enabled=plan.precision == "float16"
         )
-        self._optimizer = _make_optimizer(self._parameters, plan)
+        self._optimizers = _make_optimizers(objective, self._parameters, plan)
         self._overflows = 0
         self.step = 0  # finished steps
 
@@ -139,8 +140,9 @@ class Trainer(Generic[Item]):
     def _train_step(self, model: Any, micro_batches: Sequence[Sequence[Item]], log: TrainingLog) -> None:
         torch.manual_seed(self.plan.seed * 1_000_003 + self.step)
         rate = self.plan.rate_at(self.step)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         world = self._accelerator.num_processes
         num_terms = self._sum(sum(self._objective.num_terms(items) for items in micro_batches))
         total, num_tokens = 0.0, 0
@@ -192,7 +194,8 @@ class Trainer(Generic[Item]):
 
     def _update(self, micro_batches: Sequence[Sequence[Item]]) -> tuple[float, bool]:
         """Update the weights; return the gradients' norm and whether an overflow made the step void."""
-        self._scaler.unscale_(self._optimizer)
+        for optimizer in self._optimizers:
+            self._scaler.unscale_(optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.plan.max_grad_norm))
         overflow = not math.isfinite(norm)
         if overflow and not self._scaler.is_enabled():
@@ -204,9 +207,12 @@ class Trainer(Generic[Item]):
             raise TrainingError(
                 f"step {self.step + 1}: {self._overflows} overflows of float16 in a row; use bfloat16 or float32"
             )
-        self._scaler.step(self._optimizer)  # leaves the weights alone after an overflow
+        if not overflow:
+            for optimizer in self._optimizers:
+                self._scaler.step(optimizer)
         self._scaler.update()
-        self._optimizer.zero_grad(set_to_none=True)
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
         return norm, overflow
 
     @contextmanager
@@ -230,7 +236,7 @@ class Trainer(Generic[Item]):
         if not states:
             return
         state = load_state(states[-1], self.plan)
-        restore(state, self._parameters, self._optimizer)
+        restore(state, self._parameters, self._optimizers)
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(state.scaler)
         self.step = state.step
@@ -238,7 +244,7 @@ class Trainer(Generic[Item]):
     def _save(self) -> None:
         if self._accelerator.is_main_process:
             scaler = self._scaler.state_dict()
-            save_state(self._run, self.step, self.plan, self._parameters, self._optimizer, scaler)
+            save_state(self._run, self.step, self.plan, self._parameters, self._optimizers, scaler)
 
 
 class _StepDataset(Dataset[Any]):
@@ -270,11 +276,31 @@ class _Clock:
         return True
 
 
-def _make_optimizer(parameters: dict[str, Any], plan: TrainingPlan) -> torch.optim.Optimizer:
-    matrices = [p for p in parameters.values() if p.dim() > 1]
-    vectors = [p for p in parameters.values() if p.dim() <= 1]
+def _make_optimizers(
+    objective: Objective[Any], parameters: dict[str, Any], plan: TrainingPlan
+) -> list[torch.optim.Optimizer]:
+    """Return AdamW, or Muon for the matrices of inner layers and AdamW for tables, output layers and vectors."""
+    optimizers: list[torch.optim.Optimizer] = []
+    rest = dict(parameters)
+    if plan.optimizer == "muon":
+        inner = [
+            rest.pop(f"{name}.weight")
+            for name, module in objective.named_modules()
+            if isinstance(module, nn.Linear)
+            and f"{name}.weight" in rest
+            and not name.startswith(objective.output_layers)
+        ]
+        if inner:
+            optimizers.append(
+                torch.optim.Muon(inner, lr=0.0, weight_decay=plan.weight_decay, adjust_lr_fn="match_rms_adamw")
+            )
+    matrices = [p for p in rest.values() if p.dim() > 1]
+    vectors = [p for p in rest.values() if p.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": plan.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=0.0, betas=plan.betas, fused=True)
+    groups = [group for group in groups if group["params"]]
+    if groups:
+        optimizers.append(torch.optim.AdamW(groups, lr=0.0, betas=plan.betas, fused=True))
+    return optimizers
 
 
 class _Interruption:

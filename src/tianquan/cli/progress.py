@@ -39,6 +39,12 @@ class WorkProgress:
         """Show that `done` of the total is done."""
         self._progress.update(self._task, completed=done)
 
+    def show(self, line: str) -> None:
+        """Print a line of the result; the bar makes way for it."""
+        self._progress.stop()
+        print(line, flush=True)
+        self._progress.start()
+
     def __enter__(self) -> WorkProgress:
         self._progress.start()
         return self

@@ -21,6 +21,7 @@ from tianquan.answer import Answer, TextPiece, last
 from tianquan.backends import Backend, make_ops
 from tianquan.backends.kv_cache import KVFormat, SequenceBatch
 from tianquan.checkpoint import Checkpoint, find_folder, open_checkpoint
+from tianquan.checkpoint.adapter import Adapter
 from tianquan.checkpoint.tensor_list import needed_weights
 from tianquan.checkpoint.weight_reader import OnProgress
 from tianquan.engine.constraints import ConstraintCompiler, Vocabulary
@@ -327,6 +328,7 @@ def load(
     engine: EngineOptions | None = None,
     max_memory: int | None = None,
     kv_format: KVFormat | None = None,
+    adapter: str | Path | None = None,
 ) -> LLM:
     """Load a model.
 
@@ -343,6 +345,7 @@ def load(
         max_memory: bytes that weights, keys and values, features and work may take together; decides how much of
             the past is kept where `engine` does not.
         kv_format: what the native backend keeps keys and values in; the recipe's by default.
+        adapter: folder of a LoRA adapter in peft's format, added to the weights as they are read.
 
     Raises:
         CheckpointError, ParameterError, BackendError: nothing is loaded then.
@@ -357,7 +360,8 @@ def load(
     engine = _within(max_memory, engine or EngineOptions(), checkpoint, recipe)
     ops = make_ops(backend, device, threads, kv_format or recipe.kv_format)
     _warn_of_storage_formats(recipe)
-    weights = checkpoint.weights(recipe, ops, on_progress)
+    opened = None if adapter is None else Adapter.open(Path(adapter), checkpoint.config)
+    weights = checkpoint.weights(recipe, ops, on_progress, opened)
     return LLM(checkpoint, OmniModel(checkpoint.config, weights, ops), recipe, engine)
 
 

@@ -121,6 +121,8 @@ def test_merged_is_attached(options, checkpoint_folder, media_root, tmp_path):
         == 0
     )
     got = load(merged, precision="float32").trace(MESSAGES, media_root=media_root)
+    added = load(checkpoint_folder, precision="float32", adapter=tmp_path / "adapter")
+    np.testing.assert_array_equal(added.trace(MESSAGES, media_root=media_root).logits, got.logits)
     base = load(checkpoint_folder, precision="float32").trace(MESSAGES, media_root=media_root)
     assert relative_rmse(base.logits, attached.logits) > 100 * CONFORMANCE
     for name, expected in attached.to_arrays().items():

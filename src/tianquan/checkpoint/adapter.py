@@ -60,8 +60,6 @@ class Adapter:
             if key in settings and settings.optional(key) not in (supported, None):
                 raise CheckpointError(f"{folder / ADAPTER_CONFIG}: {key} is not supported; expected {supported!r}")
         rank, alpha = settings.integer("r"), settings.number("lora_alpha")
-        if rank < 1:
-            raise CheckpointError(f"{folder / ADAPTER_CONFIG}: r is {rank}; expected at least 1")
         scale = alpha / (rank**0.5 if settings.flag("use_rslora", False) else rank)
         tensors = _read_tensors(folder / ADAPTER_WEIGHTS)
         factors = {}

@@ -90,6 +90,7 @@ def generate(
     device: options.Device = "cpu",
     threads: options.Threads = None,
     revision: options.Revision = None,
+    adapter: options.AdapterFolder = None,
     temperature: options.Temperature = None,
     top_p: options.TopP = None,
     top_k: options.TopK = None,
@@ -133,6 +134,7 @@ def generate(
         device=device,
         threads=threads,
         revision=revision,
+        adapter=adapter,
         kv_cache_bytes=kv_cache_bytes,
         max_memory=max_memory,
         kv_format=kv_format,
@@ -155,6 +157,7 @@ def trace(
     device: options.Device = "cpu",
     threads: options.Threads = None,
     revision: options.Revision = None,
+    adapter: options.AdapterFolder = None,
     max_slices: options.MaxSlices = None,
     max_image_tokens: options.MaxImageTokens = None,
     long_audio: options.LongAudioOption = "error",
@@ -167,7 +170,13 @@ def trace(
     policy = options.media_policy(max_slices, max_image_tokens, long_audio)
     check_writable(output)
     llm = options.load_model(
-        model, precision=precision, backend=backend, device=device, threads=threads, revision=revision
+        model,
+        precision=precision,
+        backend=backend,
+        device=device,
+        threads=threads,
+        revision=revision,
+        adapter=adapter,
     )
     arrays = llm.trace(conversation, media=policy, media_root=media_root).to_arrays()
     write_atomically(output, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
@@ -184,6 +193,7 @@ def transcribe(
     device: options.Device = "cpu",
     threads: options.Threads = None,
     revision: options.Revision = None,
+    adapter: options.AdapterFolder = None,
     max_tokens: options.MaxTokens = None,
 ) -> None:
     """Print what is said in a recording."""
@@ -191,7 +201,13 @@ def transcribe(
 
     sampling = TRANSCRIBE_SAMPLING if max_tokens is None else replace(TRANSCRIBE_SAMPLING, max_tokens=max_tokens)
     llm = options.load_model(
-        model, precision=precision, backend=backend, device=device, threads=threads, revision=revision
+        model,
+        precision=precision,
+        backend=backend,
+        device=device,
+        threads=threads,
+        revision=revision,
+        adapter=adapter,
     )
     clips = []
     for piece in llm.stream_transcription(

@@ -45,6 +45,7 @@ MaxImageTokens = Annotated[int | None, typer.Option(help="Most prompt tokens of 
 LongAudioOption = Annotated[
     LongAudio, typer.Option(help="Sound over 30 s: refuse, keep the beginning, or split at quiet places.")
 ]
+AdapterFolder = Annotated[Path | None, typer.Option("--adapter", help="A LoRA adapter in peft's format.")]
 MediaRoot = Annotated[Path | None, typer.Option(help="Folder that relative media paths start from.")]
 
 KVCacheBytes = Annotated[
@@ -157,6 +158,7 @@ def load_model(
     kv_cache_bytes: str | None = None,
     max_memory: str | None = None,
     kv_format: KVFormat | None = None,
+    adapter: Path | None = None,
 ) -> LLM:
     """Load a model behind a progress bar, which shows again when a tower is loaded on first use."""
     from tianquan.engine.interface import EngineOptions
@@ -175,6 +177,7 @@ def load_model(
             engine=EngineOptions(kv_cache_bytes=parse_bytes(kv_cache_bytes, "--kv-cache-bytes")),
             max_memory=parse_bytes(max_memory, "--max-memory"),
             kv_format=kv_format,
+            adapter=adapter,
         )
     finally:
         progress.stop()

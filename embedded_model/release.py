@@ -1,0 +1,42 @@
+"""Turn the last state of a stage into the checkpoint that is shipped, float16 in the official layout.
+
+    python -m embedded_model.release FOLDER --stage finish OUTPUT
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from embedded_model.train import STAGES, load_stage_weights, load_tree
+from tianquan.checkpoint.dense_folder import save_dense
+
+
+def release(folder: Path, stage: str, output: Path) -> int:
+    """Write the checkpoint of a stage to `output`, in place of what is there; return its size in bytes."""
+    checkpoint, _, tree = load_tree(folder / "blueprint")
+    load_stage_weights(tree, folder / stage)
+    made = output.with_name(f"{output.name}.new")
+    if made.exists():
+        shutil.rmtree(made)
+    save_dense(checkpoint.folder, checkpoint.config, tree, "float16", made)
+    if output.exists():
+        shutil.rmtree(output)
+    made.rename(output)
+    return sum(path.stat().st_size for path in output.iterdir())
+
+
+def main() -> None:
+    """Write the checkpoint."""
+    parser = argparse.ArgumentParser(description="Write the embedded model as it is shipped.")
+    parser.add_argument("folder", type=Path, help="what embedded_model.train wrote")
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--stage", choices=STAGES, required=True)
+    arguments = parser.parse_args()
+    size = release(arguments.folder, arguments.stage, arguments.output)
+    print(f"{arguments.output}: {size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Reading adapters: the sum is right, and what does not fit is refused. No torch is needed."""
+
+from __future__ import annotations
+
+import json
+
+import command_line
+import numpy as np
+import pytest
+
+import tianquan
+from tianquan.checkpoint import open_checkpoint
+from tianquan.checkpoint.adapter import Adapter
+from tianquan.checkpoint.names import module_path
+from tianquan.checkpoint.safetensors_file import write_safetensors
+from tianquan.checkpoint.tensor_list import needed_weights
+from tianquan.errors import CheckpointError
+
+NAMES = ("language_model.layers.0.attention.query", "resampler.attention.key", "resampler.output", "audio.conv1")
+SETTINGS = {"peft_type": "LORA", "r": 2, "lora_alpha": 3.0, "bias": "none", "target_modules": []}
+
+
+@pytest.fixture
+def config(checkpoint_folder):
+    return open_checkpoint(checkpoint_folder).config
+
+
+@pytest.fixture
+def write(tmp_path, config):
+    shapes = {weight.name: weight.shape for weight in needed_weights(config)}
+
+    def write_adapter(settings=None, tensors=None, names=NAMES):
+        folder = tmp_path / "adapter"
+        folder.mkdir(exist_ok=True)
+        rng = np.random.default_rng(0)
+        made = {}
+        for name in names:
+            out_features, in_features = shapes[name]
+            prefix = f"base_model.model.{module_path(name)}"
+            made[f"{prefix}.lora_A.weight"] = rng.normal(0, 0.1, (2, in_features)).astype(np.float32)
+            made[f"{prefix}.lora_B.weight"] = rng.normal(0, 0.1, (out_features, 2)).astype(np.float32)
+        made.update(tensors or {})
+        kept = {name: ("F32", value) for name, value in made.items() if value is not None}
+        write_safetensors(folder / "adapter_model.safetensors", kept)
+        (folder / "adapter_config.json").write_text(json.dumps({**SETTINGS, **(settings or {})}))
+        return folder, made
+
+    return write_adapter
+
+
+@pytest.mark.parametrize(("rslora", "scale"), [(False, 1.5), (True, 3 / 2**0.5)])
+def test_the_sum(write, config, rslora, scale):
+    folder, made = write({"use_rslora": rslora})
+    adapter = Adapter.open(folder, config)
+    for name in NAMES:
+        prefix = f"base_model.model.{module_path(name)}"
+        a, b = (made[f"{prefix}.lora_{half}.weight"] for half in "AB")
+        np.testing.assert_allclose(adapter.delta(name), scale * b @ a, rtol=1e-4, atol=1e-6)
+    assert adapter.delta("language_model.head") is None
+
+
+def test_merged_is_added_at_load(write, checkpoint_folder, tmp_path):
+    folder, _ = write()
+    merged = tmp_path / "merged"
+    result = command_line.run("merge", checkpoint_folder, folder, merged, "--format", "float32")
+    assert result.returncode == 0, result
+    messages = [{"role": "user", "content": "hello"}]
+    one, two, base = (
+        tianquan.load(model, precision="float32", adapter=adapter).trace(messages).logits
+        for model, adapter in ((merged, None), (checkpoint_folder, folder), (checkpoint_folder, None))
+    )
+    np.testing.assert_array_equal(one, two)
+    assert not np.allclose(one, base)
+
+
+def test_only_the_adapted_tensors_change(write, checkpoint_folder, tmp_path):
+    folder, _ = write()
+    merged = tmp_path / "merged"
+    assert command_line.run("merge", checkpoint_folder, folder, merged, "--format", "float32").returncode == 0
+    before, after = (open_checkpoint(path).files for path in (checkpoint_folder, merged))
+    assert set(before.tensors) == set(after.tensors)
+    changed = {
+        name
+        for name in before.tensors
+        if not np.array_equal(before.dense(name).to_float32(), after.dense(name).to_float32())
+    }
+    assert changed == {
+        "llm.model.layers.0.self_attn.q_proj.weight",
+        "vision.resampler.attn.in_proj_weight",
+        "vision.resampler.proj",
+        "audio.audio.conv1.weight",
+    }
+
+
+def test_shards_have_an_index(write, checkpoint_folder, tmp_path, monkeypatch):
+    from tianquan.backends.reference import ReferenceOps
+    from tianquan.checkpoint import dense_folder
+    from tianquan.quantization.recipes import find_recipe
+
+    monkeypatch.setattr(dense_folder, "MAX_SHARD_BYTES", 2_000_000)
+    checkpoint = open_checkpoint(checkpoint_folder)
+    reader = dense_folder.ReadWeights(checkpoint.weights(find_recipe("float32"), ReferenceOps()))
+    output = tmp_path / "sharded"
+    dense_folder.save_dense(checkpoint.folder, checkpoint.config, reader, "float32", output)
+    assert len(list(output.glob("model-*.safetensors"))) > 1
+    messages = [{"role": "user", "content": "hello"}]
+    one, two = (tianquan.load(path, precision="float32").trace(messages).logits for path in (checkpoint_folder, output))
+    np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("settings", "tensors", "words"),
+    [
+        ({"peft_type": "IA3"}, {}, "peft_type"),
+        ({"use_dora": True}, {}, "use_dora"),
+        ({"bias": "all"}, {}, "bias"),
+        ({"modules_to_save": ["x"]}, {}, "modules_to_save"),
+        ({"r": 0}, {}, "positive"),
+        ({"r": 3}, {}, "shape"),
+        ({}, {"base_model.model.llm.model.other.lora_A.weight": np.ones((2, 2), np.float32)}, "no place for"),
+        ({}, {"base_model.model.vision.resampler.proj.lora_B.weight": None}, "shape"),
+        ({}, {"base_model.model.vision.resampler.proj.lora_B.weight": np.full((64, 2), np.nan, np.float32)}, "NaN"),
+    ],
+)
+def test_what_does_not_fit_is_refused(write, config, settings, tensors, words):
+    size = config.resampler.hidden_size
+    tensors = {k: np.resize(v, (size, 2)) if v is not None and np.isnan(v).any() else v for k, v in tensors.items()}
+    folder, _ = write(settings, tensors)
+    with pytest.raises(CheckpointError, match=words):
+        Adapter.open(folder, config)
+
+
+def test_missing_files(tmp_path, config, write):
+    with pytest.raises(CheckpointError):
+        Adapter.open(tmp_path / "none", config)
+    folder, _ = write()
+    (folder / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError):
+        Adapter.open(folder, config)
+
+
+def test_low_bit_folders_take_no_adapter(write, checkpoint_folder, tmp_path):
+    folder, _ = write()
+    low = tmp_path / "low"
+    assert command_line.run("quantize", checkpoint_folder, low).returncode == 0
+    result = command_line.run("chat", low, "hello", "--adapter", folder)
+    command_line.assert_refused(result, "merge", "quantize")

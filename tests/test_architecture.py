@@ -30,6 +30,7 @@ LAYERS = {
     "llm": 5,
     "benchmark": 6,
     "evaluation": 6,
+    "serving": 6,
     "verification": 6,
     "training": 5,
     "cli": 7,

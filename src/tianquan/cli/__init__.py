@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from tianquan.cli import bench, chat, data, evaluate, finetune, generate, info, quantize, verify
+from tianquan.cli import bench, chat, data, evaluate, finetune, generate, info, quantize, serve, verify
 from tianquan.cli.output import one_line
 from tianquan.errors import TianquanError
 
@@ -30,6 +30,7 @@ app.command("finetune")(finetune.finetune)
 app.command("merge")(finetune.merge)
 app.command("bench")(bench.bench)
 app.command("info")(info.info)
+app.command("serve")(serve.serve)
 app.command("evaluate")(evaluate.evaluate)
 app.command("verify")(verify.verify)
 app.add_typer(data.app, name="data")

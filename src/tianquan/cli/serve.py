@@ -1,0 +1,97 @@
+"""`serve`: the model behind OpenAI's routes, and a page for a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tianquan.cli import options
+from tianquan.errors import BackendError, ParameterError
+
+if TYPE_CHECKING:
+    from tianquan.llm import LLM
+    from tianquan.serving.config import ServeConfig
+
+Number = int | None
+List = list[str] | None
+
+
+def _flag(text: str) -> Any:
+    return typer.Option(help=text, show_default=False)
+
+
+def serve(
+    model: Annotated[str | None, typer.Argument(help="A model folder, or a hub id: owner/name[@revision].")] = None,
+    config: Annotated[Path | None, _flag("TOML file with these options; what is given here comes first.")] = None,
+    host: Annotated[str | None, _flag("Address to listen on; 127.0.0.1 by default.")] = None,
+    port: Annotated[Number, _flag("Port; 8000 by default, 0 = a free one.")] = None,
+    api_key_file: Annotated[Path | None, _flag("File with a key on each line; also TIANQUAN_API_KEY.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Serve other machines without a key.")] = False,
+    allowed_host: Annotated[List, _flag("Another host name this server is called by; may be repeated.")] = None,
+    served_model_name: Annotated[str | None, _flag("What clients call the model.")] = None,
+    max_num_seqs: Annotated[Number, _flag("Answers computed side by side; 16 by default.")] = None,
+    max_queue: Annotated[Number, _flag("Requests that wait beyond those; more get 429; 64 by default.")] = None,
+    max_model_len: Annotated[Number, _flag("Most tokens of a prompt and its answer.")] = None,
+    max_tokens: Annotated[Number, _flag("Of answers whose request does not say; 1024 by default.")] = None,
+    speculation: Annotated[bool, typer.Option("--speculation", help="Guess tokens that repeat earlier ones.")] = False,
+    allow_media_domain: Annotated[List, _flag("Host whose https: URLs are fetched; may be repeated.")] = None,
+    media_root: Annotated[Path | None, _flag("Folder whose files may be named by file: URLs.")] = None,
+    max_body_bytes: Annotated[Number, _flag("Of one request; 64 MiB by default.")] = None,
+    max_media_bytes: Annotated[Number, _flag("Of one fetched or named file; 32 MiB by default.")] = None,
+    max_media: Annotated[Number, _flag("Pictures and recordings of one request; 32 by default.")] = None,
+    max_pixels: Annotated[Number, _flag("Of one picture; 100 million by default.")] = None,
+    max_audio_seconds: Annotated[float | None, _flag("Of one recording; an hour by default.")] = None,
+    max_slices: options.MaxSlices = None,
+    max_image_tokens: options.MaxImageTokens = None,
+    long_audio: Annotated[str | None, _flag("Sound over 30 s in chats: error (default), truncate or chunk.")] = None,
+    shutdown_seconds: Annotated[Number, _flag("For running requests when told to stop; 30 by default.")] = None,
+    preload: Annotated[bool | None, typer.Option(help="Read all of the model before the first request.")] = None,
+    precision: options.Precision = None,
+    backend: Annotated[str | None, _flag("native (C++ kernels, the default) or reference (numpy).")] = None,
+    device: Annotated[str | None, _flag("Where to compute.")] = None,
+    threads: options.Threads = None,
+    revision: options.Revision = None,
+) -> None:
+    """Serve the model to OpenAI clients and browsers."""
+    flags = dict(locals())
+    from tianquan.serving.config import make_config
+
+    file = flags.pop("config")
+    settings = make_config(
+        {name: value for name, value in flags.items() if value is not False or name == "preload"}, file
+    )
+    if not settings.model:
+        raise ParameterError("no model: name one, or give model in the --config file")
+    try:
+        from tianquan.serving.server import serve as run
+    except ImportError as error:
+        raise BackendError("serving needs packages that are not installed: pip install 'tianquan[serve]'") from error
+    run(settings, lambda: _load(settings))
+
+
+def _load(settings: ServeConfig) -> LLM:
+    from tianquan.engine.interface import EngineOptions
+    from tianquan.engine.scheduler import SchedulerLimits
+    from tianquan.llm import load
+
+    progress = options.LoadProgress()
+    try:
+        return load(
+            settings.model,
+            precision=settings.precision,
+            backend=settings.backend,
+            device=settings.device,
+            threads=settings.threads,
+            revision=settings.revision,
+            on_progress=progress,
+            engine=EngineOptions(
+                kv_cache_bytes=settings.kv_cache_bytes,
+                encoder_cache_bytes=settings.encoder_cache_bytes,
+                speculation=settings.speculation,
+                limits=SchedulerLimits(max_running=settings.max_num_seqs),
+            ),
+        )
+    finally:
+        progress.stop()

@@ -1,0 +1,205 @@
+"""What a user may set about the server, from flags and from a TOML file. Nothing of the web is imported here."""
+
+from __future__ import annotations
+
+import ipaddress
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from tianquan.backends import Backend
+from tianquan.errors import BackendError, ParameterError
+from tianquan.processing.labels import printable
+from tianquan.request import ImagePolicy, LongAudio, MediaPolicy
+
+_PATHS = ("api_key_file", "media_root")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """How long the server waits for a client, in seconds.
+
+    head: for the first line and headers of a request.
+    body, body_rate: for a body: this long, and one second more for each `body_rate` bytes that came.
+    write: until a client takes the next piece of an answer.
+    ping: without a token before a comment tells a streaming client that the server is alive.
+    """
+
+    head: float = 10.0
+    body: float = 20.0
+    body_rate: int = 32 * 1024
+    write: float = 60.0
+    ping: float = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Everything `tianquan serve` can be told. Field names are the flags' names.
+
+    model, precision, backend, device, threads, revision: see `tianquan.load`.
+    served_model_name: what clients call the model; its folder's or repository's name by default.
+    host, port: where to listen; 0 takes a free port.
+    api_key_file: a key on each line; every key has caches of its own.
+    insecure: listen on other addresses than this machine's own without a key.
+    allowed_host: names in the Host header taken beside this machine's own, when there is no key.
+    max_num_seqs: answers computed side by side.
+    max_queue: requests that wait beyond those; more get 429.
+    max_model_len: most tokens of a prompt and its answer; the model's window by default.
+    max_tokens: of an answer whose request does not say.
+    kv_cache_bytes, encoder_cache_bytes, speculation: see `EngineOptions`.
+    allow_media_domain: hosts whose https URLs are fetched; none by default.
+    media_root: folder whose files may be named as file: URLs; none by default.
+    max_body_bytes: of a request; max_media_bytes: of one fetched or named file.
+    max_media: pictures and recordings of one request.
+    max_pixels, max_audio_seconds, max_slices, max_image_tokens, long_audio: see `MediaPolicy`.
+    media_threads: requests whose media are decoded at the same time.
+    preload: read all of the model before the first request.
+    shutdown_seconds: for running requests when the server is told to stop; then they are aborted.
+    max_connections: open at the same time.
+    """
+
+    model: str = ""
+    precision: str | None = None
+    backend: Backend = "native"
+    device: str = "cpu"
+    threads: int | None = None
+    revision: str | None = None
+    served_model_name: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key_file: Path | None = None
+    insecure: bool = False
+    allowed_host: tuple[str, ...] = ()
+    max_num_seqs: int = 16
+    max_queue: int = 64
+    max_model_len: int | None = None
+    max_tokens: int = 1024
+    kv_cache_bytes: int | None = None
+    encoder_cache_bytes: int = 256 * 2**20
+    speculation: bool = False
+    allow_media_domain: tuple[str, ...] = ()
+    media_root: Path | None = None
+    max_body_bytes: int = 64 * 2**20
+    max_media_bytes: int = 32 * 2**20
+    max_media: int = 32
+    max_pixels: int = 100_000_000
+    max_audio_seconds: float = 3600.0
+    max_slices: int | None = None
+    max_image_tokens: int | None = None
+    long_audio: LongAudio = "error"
+    media_threads: int = 2
+    preload: bool = True
+    shutdown_seconds: int = 30
+    max_connections: int = 512
+    patience: Patience = field(default_factory=Patience)
+
+    def __post_init__(self) -> None:
+        for name, least, most in _RANGES:
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise ParameterError(f"{name} is {value}; expected {least} to {most}")
+        for name, literal in (("backend", Backend), ("long_audio", LongAudio)):
+            if getattr(self, name) not in get_args(literal):
+                raise ParameterError(f"{name} must be one of {', '.join(get_args(literal))}")
+
+    @property
+    def is_local(self) -> bool:
+        """True when only this machine can connect."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def media_policy(self) -> MediaPolicy:
+        """How pictures and sound of requests are looked at."""
+        return MediaPolicy(
+            image=ImagePolicy(max_slices=self.max_slices, max_image_tokens=self.max_image_tokens),
+            long_audio=self.long_audio,
+            max_pixels=self.max_pixels,
+            max_audio_seconds=self.max_audio_seconds,
+        )
+
+
+_RANGES = (
+    ("port", 0, 65535),
+    ("max_num_seqs", 1, 1024),
+    ("max_queue", 0, 100_000),
+    ("max_model_len", 16, 2**31),
+    ("max_tokens", 1, 2**31),
+    ("encoder_cache_bytes", 0, 2**45),
+    ("max_body_bytes", 1024, 2**33),
+    ("max_media_bytes", 1024, 2**33),
+    ("max_media", 0, 10_000),
+    ("max_pixels", 1, 10**10),
+    ("max_audio_seconds", 1, 10**6),
+    ("media_threads", 1, 256),
+    ("shutdown_seconds", 0, 86_400),
+    ("max_connections", 1, 65_536),
+)
+
+
+def make_config(flags: Mapping[str, Any], file: Path | None = None) -> ServeConfig:
+    """Return the configuration: flags first (None = not given), then the file, then the defaults.
+
+    Raises:
+        ParameterError: an unknown key, a value of the wrong type or out of range.
+    """
+    known = get_type_hints(ServeConfig)
+    values: dict[str, Any] = {}
+    for key, value in ({} if file is None else _read_file(file)).items():
+        name = key.replace("-", "_")
+        if name not in known or name == "patience":
+            raise ParameterError(f"{printable(str(file))}: {printable(key)!r} is no option of serve")
+        values[name] = _typed(name, value, str(known[name]))
+    given = {name: value for name, value in flags.items() if value is not None and value != []}
+    values.update({name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    return replace(ServeConfig(), **values)
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        try:
+            import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
+        except ImportError as error:
+            raise BackendError("--config needs tomli on Python 3.10: pip install 'tianquan[serve]'") from error
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ParameterError(f"{file}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ParameterError(f"{file}: not valid TOML; {printable(str(error))}") from error
+
+
+def _typed(name: str, value: Any, kind: str) -> Any:
+    """Hold a value of the file against the field's type."""
+    if "tuple" in kind and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    if name in _PATHS and isinstance(value, str):
+        return Path(value)
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    accepted = (
+        ("bool" in kind and isinstance(value, bool))
+        or ("int" in kind and is_number)
+        or ("float" in kind and (is_number or isinstance(value, float)))
+        or (("str" in kind or "Literal" in kind) and "tuple" not in kind and isinstance(value, str))
+    )
+    if not accepted:
+        raise ParameterError(f"{name} has a value of the wrong type: {type(value).__name__}")
+    return value
+
+
+def default_model_name(model: str) -> str:
+    """Return what clients call a model: a hub id as it is, of a folder its last name alone."""
+    if not Path(model).exists() and model.count("/") == 1:
+        return model.partition("@")[0]
+    return printable(Path(model).resolve().name or "model")
+
+
+assert {name for name, _, _ in _RANGES} <= {f.name for f in fields(ServeConfig)}

@@ -1,0 +1,186 @@
+"""From a request's body to what the model takes: messages with bytes for media, and sampling parameters."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from tianquan.engine.parameter_checks import MAX_TOP_LOGPROBS, check_params
+from tianquan.errors import ParameterError
+from tianquan.llm import CHAT_SAMPLING
+from tianquan.request import OutputFormat, SamplingParams
+from tianquan.serving import protocol
+from tianquan.serving.api_error import ApiError, as_api_error
+
+Fetch = Callable[[str], Awaitable[bytes]]
+
+_SAME_NAMES = (
+    *("min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty"),
+    *("frequency_penalty", "seed", "n", "ignore_eos"),
+)
+_ANY_OBJECT = OutputFormat(kind="json_schema", definition='{"type": "object"}')
+
+
+# Sampling -------------------------------------------------------------------------------------------------
+def chat_sampling(body: protocol.ChatRequest, max_tokens: int, vocab_size: int) -> SamplingParams:
+    """Return how the answers to a chat are sampled.
+
+    Raises:
+        ApiError: a value out of range, or fields that exclude each other.
+    """
+    if body.tools or body.tool_choice not in (None, "none", "auto"):
+        raise ApiError(400, "tools are not supported yet", param="tools", code="unsupported")
+    limits = {body.max_tokens, body.max_completion_tokens} - {None}
+    if len(limits) > 1:
+        raise _conflict("max_tokens and max_completion_tokens differ; give one of them", "max_tokens")
+    if body.top_logprobs is not None and not body.logprobs:
+        raise _conflict("top_logprobs needs logprobs: true", "top_logprobs")
+    return _sampling(
+        body,
+        max_tokens=body.max_completion_tokens or body.max_tokens or max_tokens,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        output_format=_output_format(body.response_format),
+        vocab_size=vocab_size,
+    )
+
+
+def completion_sampling(body: protocol.CompletionRequest, max_tokens: int, vocab_size: int) -> SamplingParams:
+    """Return how the continuations of plain text are sampled; errors as for `chat_sampling`."""
+    return _sampling(
+        body,
+        max_tokens=body.max_tokens or max_tokens,
+        logprobs=body.logprobs,
+        output_format=None,
+        vocab_size=vocab_size,
+    )
+
+
+def _sampling(
+    body: protocol.SamplingFields,
+    *,
+    max_tokens: int,
+    logprobs: int | None,
+    output_format: OutputFormat | None,
+    vocab_size: int,
+) -> SamplingParams:
+    if body.stream_options is not None and not body.stream:
+        raise _conflict("stream_options needs stream: true", "stream_options")
+    for name in ("max_tokens", "max_completion_tokens"):
+        if getattr(body, name, None) == 0:
+            raise ApiError(400, f"{name} must be at least 1, got 0", param=name, code="invalid_value")
+    base = SamplingParams() if body.temperature == 0 else CHAT_SAMPLING  # 0 alone means plain greedy decoding
+    given = {name: getattr(body, name) for name in _SAME_NAMES if getattr(body, name) is not None}
+    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    try:
+        params = replace(
+            base,
+            **given,
+            max_tokens=max_tokens,
+            stop=stop,
+            logprobs=logprobs,
+            output_format=output_format,
+            logit_bias=_logit_bias(body.logit_bias or {}),
+        )
+        check_params(params, vocab_size)
+    except ParameterError as error:
+        name = str(error).split(" ", 1)[0]
+        name = "top_logprobs" if name == "logprobs" and isinstance(body, protocol.ChatRequest) else name
+        raise as_api_error(error, name if name in type(body).model_fields else None) from error
+    return params
+
+
+def _logit_bias(biases: dict[str, float]) -> tuple[tuple[int, float], ...]:
+    if not all(token_id.isascii() and token_id.isdigit() and len(token_id) <= 10 for token_id in biases):
+        raise ParameterError("logit_bias must have token ids as keys")
+    return tuple((int(token_id), value) for token_id, value in biases.items())
+
+
+def _output_format(form: Any) -> OutputFormat | None:
+    if isinstance(form, protocol.JsonObjectFormat):
+        return _ANY_OBJECT
+    if isinstance(form, protocol.JsonSchemaFormat):
+        return OutputFormat(kind="json_schema", definition=json.dumps(form.json_schema.schema_))
+    return None
+
+
+def _conflict(message: str, param: str) -> ApiError:
+    return ApiError(400, message, param=param, code="invalid_value")
+
+
+# Messages -------------------------------------------------------------------------------------------------
+def num_media(messages: Sequence[Any]) -> int:
+    """Return how many pictures and recordings a conversation has."""
+    return sum(not isinstance(part, protocol.TextPart) for _, part in _parts(messages))
+
+
+async def resolve(messages: Sequence[Any], max_media: int, fetch: Fetch) -> list[dict[str, Any]]:
+    """Return a conversation as the processor takes it, with the bytes of its media: no URL and no path is left.
+
+    Args:
+        messages: of a checked body.
+        max_media: most pictures and recordings.
+        fetch: gives the bytes of a URL, or raises.
+
+    Raises:
+        ApiError: too many media, a kind that is not supported, or one that cannot be had.
+    """
+    if num_media(messages) > max_media:
+        raise ApiError(
+            400, f"{num_media(messages)} pictures and recordings; at most {max_media} are taken", code="too_many_media"
+        )
+    sources: dict[str, bytes] = {}  # by where they are: a list of parts of one message each
+    for where, part in _parts(messages):
+        url = _url(part, where)
+        if url is not None:
+            try:
+                sources[where] = await fetch(url)
+            except Exception as error:
+                raise as_api_error(error, where) from error
+    return [_resolved(message, f"messages[{n}]", sources) for n, message in enumerate(messages)]
+
+
+def _parts(messages: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    for n, message in enumerate(messages):
+        if isinstance(message.content, list):
+            for k, part in enumerate(message.content):
+                yield f"messages[{n}].content[{k}]", part
+
+
+def _url(part: Any, where: str) -> str | None:
+    if isinstance(part, protocol.ImagePart):
+        return part.image_url.url
+    if isinstance(part, protocol.AudioUrlPart):
+        return part.audio_url.url
+    if isinstance(part, protocol.InputAudioPart):
+        return f"data:audio/{part.input_audio.format};base64,{part.input_audio.data}"
+    if isinstance(part, protocol.VideoUrlPart):
+        raise ApiError(400, f"{where}: video is not supported yet", param=where, code="unsupported")
+    return None
+
+
+def _resolved(message: Any, where: str, sources: dict[str, bytes]) -> dict[str, Any]:
+    if isinstance(message, protocol.ToolMessage) or getattr(message, "tool_calls", None):
+        raise ApiError(400, f"{where}: tools are not supported yet", param=where, code="unsupported")
+    role = "system" if message.role == "developer" else message.role
+    content = message.content
+    if content is None:
+        raise ApiError(400, f"{where}.content is missing", param=f"{where}.content", code="invalid_value")
+    if isinstance(content, str):
+        return {"role": role, "content": content}
+    parts: list[dict[str, Any]] = []
+    for k, part in enumerate(content):
+        data = sources.get(f"{where}.content[{k}]")
+        if isinstance(part, protocol.TextPart):
+            parts.append({"type": "text", "text": part.text})
+        elif isinstance(part, protocol.ImagePart):
+            parts.append({"type": "image_url", "image_url": {"url": data, "detail": part.image_url.detail}})
+        else:
+            parts.append({"type": "audio_url", "audio_url": {"url": data}})
+    if all(isinstance(part, protocol.TextPart) for part in content):  # templates ask whether the content is a string
+        return {"role": role, "content": "\n".join(part["text"] for part in parts)}
+    return {"role": role, "content": parts}
+
+
+assert MAX_TOP_LOGPROBS >= 20, "OpenAI's clients may ask for 20"

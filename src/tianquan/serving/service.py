@@ -1,0 +1,199 @@
+"""What all routes share: the model once it is loaded, places in the queue, threads for media, limits."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from tianquan.engine.interface import EngineRequest
+from tianquan.errors import PromptError
+from tianquan.llm import LLM
+from tianquan.request import MediaPolicy, Prompt, SamplingParams
+from tianquan.serving.admission import Admission, Place
+from tianquan.serving.api_error import ApiError, ClientGoneError
+from tianquan.serving.body import BodyReader
+from tianquan.serving.call import Call
+from tianquan.serving.config import ServeConfig
+from tianquan.serving.generation import Generation, Inbox
+from tianquan.serving.media_fetch import MediaFetcher
+from tianquan.serving.metrics import Metrics
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A prompt, and what making it took."""
+
+    prompt: Prompt
+    preprocess_ms: float
+
+
+class Service:
+    """One model served under one or more names.
+
+    Args:
+        config: of the server.
+        model_name: what clients call the model.
+    """
+
+    def __init__(self, config: ServeConfig, model_name: str) -> None:
+        self.config = config
+        self.model_name = model_name
+        self.created = int(time.time())
+        self.metrics = Metrics()
+        self.admission = Admission(config.max_num_seqs, config.max_queue)
+        self.reader = BodyReader(config.max_body_bytes, config.patience)
+        self.fetcher = MediaFetcher(
+            domains=frozenset(config.allow_media_domain),
+            root=config.media_root,
+            max_bytes=config.max_media_bytes,
+        )
+        self._threads = ThreadPoolExecutor(config.media_threads, thread_name_prefix="tianquan-media")
+        self._llm: LLM | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """True once the model is loaded."""
+        return self._llm is not None
+
+    def set_ready(self, llm: LLM) -> None:
+        """Begin to answer; may be called from any thread."""
+        self._llm = llm
+
+    @property
+    def llm(self) -> LLM:
+        """The model.
+
+        Raises:
+            ApiError: 503 while it is being loaded.
+        """
+        if self._llm is None:
+            raise ApiError(503, "the model is being loaded", code="loading", headers={"Retry-After": "5"})
+        return self._llm
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        return self.llm.model.config.language.vocab_size
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of a prompt and its answer."""
+        limit = self.llm.driver.engine.max_sequence_tokens
+        return limit if self.config.max_model_len is None else min(limit, self.config.max_model_len)
+
+    def model_names(self) -> list[str]:
+        """Return the names of all models served."""
+        return [self.model_name]
+
+    def find_model(self, name: str | None) -> str | None:
+        """Return the adapter of a model name, None for the model itself.
+
+        Raises:
+            ApiError: 404, no model has this name.
+        """
+        if name is not None and name not in self.model_names():
+            raise ApiError(
+                404, "no model of this name is served here; see /v1/models", param="model", code="model_not_found"
+            )
+        return None
+
+    # Prompts ----------------------------------------------------------------------------------------------
+    async def on_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Run work on media and text off the event loop; cancelled work that waits is never begun."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
+
+    async def prepare(self, inbox: Inbox, make: Callable[[], Prompt]) -> Prepared:
+        """Make a prompt on a thread.
+
+        Raises:
+            PromptError, MediaError: see `Processor`; or the prompt is too long.
+            ClientGoneError: nobody waits for it any more.
+        """
+
+        def work() -> Prepared:
+            if inbox.is_gone:
+                raise ClientGoneError
+            began = time.perf_counter()
+            prompt = make()
+            return Prepared(prompt=prompt, preprocess_ms=1000 * (time.perf_counter() - began))
+
+        return await self.on_thread(work)
+
+    def chat_prompt(self, messages: list[dict[str, Any]], policy: MediaPolicy | None = None) -> Prompt:
+        """Return the prompt of a conversation; all media must be bytes."""
+        return self.llm.checkpoint.processor(messages, policy or self.config.media_policy)
+
+    # Answers ----------------------------------------------------------------------------------------------
+    async def generate(
+        self,
+        call: Call,
+        inbox: Inbox,
+        place: Place,
+        prepared: list[Prepared],
+        sampling: SamplingParams,
+        *,
+        adapter: str | None = None,
+        salt: str = "",
+        is_last: bool = True,
+    ) -> Generation:
+        """Begin `sampling.n` answers to each prompt; answer i has the seed plus i.
+
+        Args:
+            call: the HTTP request.
+            inbox: of the HTTP request.
+            place: given back when the engine is done, if `is_last`.
+            prepared: the prompts.
+            sampling: how tokens are chosen.
+            adapter: see `EngineRequest`.
+            salt: see `EngineRequest`.
+            is_last: nothing else is generated for this request.
+
+        Raises:
+            PromptError, ParameterError: see `Engine.add`.
+        """
+        requests = []
+        for item in prepared:
+            limit = self.max_model_len
+            num_prompt = len(item.prompt.token_ids)
+            if num_prompt >= limit:
+                raise PromptError(
+                    f"the prompt has {num_prompt} tokens ({item.prompt.num_image_tokens} of pictures, "
+                    f"{item.prompt.num_audio_tokens} of sound), this server takes {limit} with the answer; shorten it"
+                )
+            max_tokens = min(sampling.max_tokens, limit - num_prompt)
+            params = replace(sampling, n=1, max_tokens=max_tokens, min_tokens=min(sampling.min_tokens, max_tokens))
+            for n in range(sampling.n):
+                seed = None if params.seed is None else (params.seed + n) % 2**63
+                requests.append(await self._request(item, replace(params, seed=seed), adapter, salt))
+        return Generation(
+            self.llm.driver,
+            self.llm.tokenizer,
+            requests,
+            inbox,
+            self.metrics,
+            began=call.began,
+            on_end=place.leave if is_last else lambda: None,
+        )
+
+    async def _request(self, item: Prepared, params: SamplingParams, adapter: str | None, salt: str) -> EngineRequest:
+        llm = self.llm
+        form = params.output_format
+        return EngineRequest(
+            prompt=item.prompt,
+            sampling=params,
+            stop_token_ids=frozenset() if params.ignore_eos else llm.checkpoint.stop_token_ids,
+            adapter=adapter,
+            salt=salt,
+            constraint=None if form is None else await self.on_thread(llm._compile, form),
+            preprocess_ms=item.preprocess_ms,
+        )
+
+    def close(self) -> None:
+        """Stop the threads; what waits is dropped."""
+        self._threads.shutdown(wait=False, cancel_futures=True)

@@ -120,8 +120,12 @@ class SampleStream:
         size: tuple[int, int] | None = None,
         text_share: float = DENSE_TEXT_SHARE,
         max_objects: int = scene_plans.MAX_OBJECTS,
+        large: bool = False,
     ) -> Picture:
-        """Return a picture without a question: a scene or, for `text_share` of the numbers, digits or text."""
+        """Return a picture without a question: a scene or, for `text_share` of the numbers, digits or text.
+
+        `large` makes objects at least half as large as they can be.
+        """
         studio = self._studio("picture", index)
         rng = studio.rng
         size = size or studio.size()
@@ -133,9 +137,14 @@ class SampleStream:
                     words.sample_line(rng, language, rng.choice((1, 1, 2))) for _ in range(rng.choice((1, 1, 2)))
                 )
             return draw_text(lines, size, self.split, rng, studio.noise)
+        count = rng.randint(1, max_objects)
         things = [
-            Wanted(shape=rng.choice(shapes.SHAPE_NAMES), colour=rng.choice(colours.COLOUR_NAMES))
-            for _ in range(rng.randint(1, max_objects))
+            Wanted(
+                shape=rng.choice(shapes.SHAPE_NAMES),
+                colour=rng.choice(colours.COLOUR_NAMES),
+                radius=rng.uniform(0.2, 0.4) / count**0.5 if large else None,
+            )
+            for _ in range(count)
         ]
         return draw_scene(plan_scene(things, size, rng), rng, studio.noise)
 

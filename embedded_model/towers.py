@@ -62,11 +62,12 @@ class DenseItem:
 class DenseSteps:
     """Step s: `batch_size` numbered pictures or, in every `sound_every`-th step, sounds."""
 
-    def __init__(self, stream: SampleStream, batch_size: int, sound_every: int, max_objects: int) -> None:
+    def __init__(self, stream: SampleStream, batch_size: int, sound_every: int, max_objects: int, large: bool) -> None:
         self._stream = stream
         self._batch_size = batch_size
         self._sound_every = sound_every
         self._max_objects = max_objects
+        self._large = large
 
     def __getitem__(self, step: int) -> list[list[DenseItem]]:
         """Return one micro-batch."""
@@ -79,7 +80,7 @@ class DenseSteps:
         zoom = rng.choice(ZOOMS)
         width, height = cols * PATCH_SIZE, rows * PATCH_SIZE
         size = (round(width * zoom), round(height * zoom))
-        picture = self._stream.picture(index, size=size, max_objects=self._max_objects)
+        picture = self._stream.picture(index, size=size, max_objects=self._max_objects, large=self._large)
         image, box = picture.image, None
         if zoom == 2.0 and rng.random() < CROPPED:
             left, top = rng.choice((0, width)), rng.choice((0, height))

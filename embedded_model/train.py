@@ -52,6 +52,7 @@ class Stage:
     max_side: int = 112  # pixels of the largest picture
     sound_every: int = 2  # of a dense stage: which steps are sounds
     max_objects: int = scene_plans.MAX_OBJECTS  # of a dense stage's pictures
+    large: bool = False  # whether its objects are large
 
 
 # Long answers about everything in a picture teach more per picture than one word does.
@@ -88,6 +89,23 @@ STAGES: dict[str, Stage] = {
         sound_every=6,
         max_objects=3,
     ),
+    "shapes": Stage(
+        plan=TrainingPlan(
+            num_steps=2500,
+            learning_rate=3e-3,
+            optimizer="muon",
+            schedule="constant",
+            warmup_steps=20,
+            weight_decay=0.02,
+            seed=6,
+            precision="bfloat16",
+        ),
+        batch_size=64,
+        after="sight",
+        sound_every=8,
+        max_objects=2,
+        large=True,
+    ),
     "answers": Stage(
         plan=TrainingPlan(
             num_steps=100_000,
@@ -100,7 +118,7 @@ STAGES: dict[str, Stage] = {
             precision="bfloat16",
         ),
         batch_size=48,
-        after="sight",
+        after="shapes",
         weights=SEEING,
     ),
 }
@@ -157,7 +175,7 @@ def train_stage(folder: Path, name: str, *, seconds: float = math.inf, num_worke
         tree.set_trainable(["vision", "audio"])
         bank = stream.bank()
         dense = DenseObjective(model, tree, len(bank.phoneme_class), len(bank.word_class))
-        pictures = DenseSteps(stream, stage.batch_size, stage.sound_every, stage.max_objects)
+        pictures = DenseSteps(stream, stage.batch_size, stage.sound_every, stage.max_objects, stage.large)
         return _train(folder / name, dense, pictures, stage.plan, seconds, num_workers)
     tree.set_trainable(["language_model", "vision", "resampler", "audio"])
     steps = SampleSteps(stream, checkpoint, stage.batch_size)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-import command_line
 import numpy as np
 import pytest
 
+import command_line
 import tianquan
 from tianquan.checkpoint import open_checkpoint
 from tianquan.checkpoint.adapter import Adapter

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from command_line import assert_refused, run
+from tianquan.checkpoint.safetensors_file import write_safetensors
 from tianquan.errors import ParameterError
 from tianquan.evaluation import report
 from tianquan.evaluation.run import Evaluation, EvaluationPlan, RecordSet, parse_reference
@@ -109,6 +111,34 @@ def test_a_low_bit_reference_has_no_towers_to_vary(reference_llm, checkpoint_fol
     assert found["results"][0]["sensitivity"] == {}
     assert "low-bit folder" in found["notes"][0]
     assert found["notes"][0] in report.to_markdown(found)
+
+
+def write_adapter(folder, scale):
+    """A LoRA adapter of rank 1 on the language model's first output projection."""
+    folder.mkdir()
+    key = "base_model.model.llm.model.layers.0.self_attn.o_proj"
+    factors = {f"{key}.lora_A.weight": np.ones((1, 256), np.float32)}
+    factors[f"{key}.lora_B.weight"] = np.full((256, 1), scale, np.float32)
+    write_safetensors(folder / "adapter_model.safetensors", {name: ("F32", data) for name, data in factors.items()})
+    settings = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "bias": "none", "target_modules": ["o_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.05])
+def test_an_adapter_is_evaluated_against_the_model_without_it(checkpoint_folder, data, tmp_path, scale):
+    settings = {
+        "precisions": ("float32",),
+        "reference": (str(checkpoint_folder), "float32"),
+        "sensitivity": False,
+        "adapter": write_adapter(tmp_path / "adapter", scale),
+    }
+    evaluation = Evaluation(plan(checkpoint_folder, data, **settings), lambda *_: None, lambda _: None)
+    evaluation.run()
+    found = report.to_dict(evaluation, [])
+    assert found["adapter"] == str(tmp_path / "adapter")
+    assert (found["results"][0]["divergence"]["all"]["kl"] > 1e-6) == (scale > 0)
+    assert "sensitivity" not in report.to_markdown(found)
 
 
 def test_parse_reference():

@@ -25,6 +25,7 @@ def evaluate(
         Path | None, typer.Option(help="Folder that relative media paths start from; each file's own by default.")
     ] = None,
     precision: Precisions = None,
+    adapter: options.AdapterFolder = None,
     reference: Annotated[
         str | None, typer.Option(help="MODEL@precision to compare each token's distribution with.")
     ] = None,
@@ -58,6 +59,7 @@ def evaluate(
             for path in data
         ),
         reference=None if reference is None else parse_reference(reference),
+        adapter=adapter,
         sensitivity=sensitivity,
         max_tokens=max_tokens,
         policy=options.media_policy(max_slices, max_image_tokens, "error"),

@@ -23,7 +23,14 @@ _SAMPLE_RATE = 16000
 _SECONDS = 2
 
 
-def measure_memory(folder: Path, precision: str | None, backend: str, threads: int | None, kinds: Sequence[str]) -> int:
+def measure_memory(
+    folder: Path,
+    precision: str | None,
+    backend: str,
+    threads: int | None,
+    kinds: Sequence[str],
+    adapter: Path | None = None,
+) -> int:
     """Return the resident bytes of a fresh process that has loaded a model and answered once.
 
     Args:
@@ -32,6 +39,7 @@ def measure_memory(folder: Path, precision: str | None, backend: str, threads: i
         backend: native or reference.
         threads: of the native backend.
         kinds: media of the question: image, audio, both or none. A tower nobody uses is never loaded.
+        adapter: a folder to add, or None.
 
     Raises:
         TianquanError: the process ends by an error, such as too little memory.
@@ -42,6 +50,7 @@ def measure_memory(folder: Path, precision: str | None, backend: str, threads: i
         "backend": backend,
         "threads": threads,
         "kinds": list(kinds),
+        "adapter": None if adapter is None else str(adapter),
     }
     command = [sys.executable, "-m", "tianquan.evaluation.memory", json.dumps(arguments)]
     result = subprocess.run(command, capture_output=True, text=True)

@@ -2,7 +2,7 @@
 
 The JSON form has these keys; a share is 0 to 1, sizes are bytes, a value that was not measured is null or absent:
 
-    tianquan, date, machine, model, backend, data, records, max_tokens, reference, complete, notes
+    tianquan, date, machine, model, adapter, backend, data, records, max_tokens, reference, notes, complete
     results[]                                      one for each precision, in the order asked for
       precision, bytes_per_weight, weight_bytes, resident_bytes
       score                                        {records, right, accuracy, interval_95, cer, wer}
@@ -40,6 +40,7 @@ def to_dict(evaluation: Evaluation, data: Sequence[str]) -> dict[str, Any]:
         "date": datetime.date.today().isoformat(),
         "machine": machine_name(),
         "model": plan.model,
+        "adapter": None if plan.adapter is None else str(plan.adapter),
         "backend": plan.backend,
         "data": list(data),
         "records": plan.num_records,
@@ -188,6 +189,8 @@ def _percent(share: float | None) -> str:
 def heading(report: dict[str, Any]) -> str:
     """Return one line that says what was evaluated."""
     parts = [report["model"], f"{report['records']} records", f"backend {report['backend']}", report["date"]]
+    if report["adapter"]:
+        parts.append(f"adapter {report['adapter']}")
     if report["reference"]:
         parts.append(f"reference {report['reference']}")
     return ", ".join(parts) + ("" if report["complete"] else "; INTERRUPTED, what was finished:")

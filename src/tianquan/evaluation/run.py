@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from tianquan.backends import Backend, make_ops
 from tianquan.checkpoint import Checkpoint, find_folder, open_checkpoint
+from tianquan.checkpoint.adapter import Adapter
 from tianquan.checkpoint.loader import TensorFiles
 from tianquan.checkpoint.tensor_list import needed_weights
 from tianquan.errors import ParameterError
@@ -48,6 +49,7 @@ class EvaluationPlan:
     precisions: one row of the report each; None is the model's own.
     record_sets: what to answer.
     reference: (model, precision) to compare with, or None.
+    adapter: folder of a LoRA adapter for `model`; the reference goes without.
     sensitivity: with a reference, also measure one tower at a time.
     max_tokens: of an answer.
     """
@@ -56,6 +58,7 @@ class EvaluationPlan:
     precisions: tuple[str | None, ...]
     record_sets: tuple[RecordSet, ...]
     reference: tuple[str, str] | None = None
+    adapter: Path | None = None
     sensitivity: bool = True
     max_tokens: int = 256
     policy: MediaPolicy = field(default_factory=MediaPolicy)
@@ -160,9 +163,10 @@ class Evaluation:
         self.results.append(result)
         self.on_stage(f"{recipe.name}, memory", 1)
         result.resident_bytes = measure_memory(
-            checkpoint.folder, precision, plan.backend, plan.threads, plan.media_kinds
+            checkpoint.folder, precision, plan.backend, plan.threads, plan.media_kinds, plan.adapter
         )
-        model = self._model(checkpoint, recipe)
+        adapter = None if plan.adapter is None else Adapter.open(plan.adapter, checkpoint.config)
+        model = self._model(checkpoint, recipe, adapter)
         llm = LLM(checkpoint, model, recipe)
         self._follow(f"{recipe.name}, answers", self._answers(llm), result.records)
         return result, model
@@ -178,9 +182,9 @@ class Evaluation:
             for record in one.records:
                 yield build_example(checkpoint.processor, record, plan.policy, one.media_root, window)
 
-    def _model(self, checkpoint: Checkpoint, recipe: Recipe) -> OmniModel:
+    def _model(self, checkpoint: Checkpoint, recipe: Recipe, adapter: Adapter | None = None) -> OmniModel:
         ops = make_ops(self.plan.backend, self.plan.device, self.plan.threads, recipe.kv_format)
-        return OmniModel(checkpoint.config, checkpoint.weights(recipe, ops), ops)
+        return OmniModel(checkpoint.config, checkpoint.weights(recipe, ops, None, adapter), ops)
 
     def _follow(self, stage: str, items: Iterable[Item], into: list[Item] | None = None) -> None:
         """Take items to their end, reporting progress and keeping each as it comes."""

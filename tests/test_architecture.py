@@ -26,6 +26,7 @@ LAYERS = {
     "answer": 5,
     "engine_driver": 5,
     "session": 5,
+    "tools": 5,
     "session_file": 5,
     "llm": 5,
     "benchmark": 6,

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tianquan
+from tianquan.errors import ParameterError
+from tianquan.request import SamplingParams
+from tianquan.tools import ToolCall, parse_tool_calls, parse_tools, tool_format, tool_instructions
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"enum": ["Xi'an", "北京"]},
+                "days": {"type": "integer", "minimum": 1, "maximum": 7},
+            },
+            "required": ["city", "days"],
+            "additionalProperties": False,
+        },
+    },
+}
+CLOCK = {"type": "function", "function": {"name": "clock"}}
+TOOLS = parse_tools([WEATHER, CLOCK])
+
+
+def test_calls_are_found_and_other_text_stays():
+    text = 'Let me look.\n<tool_call>{"name": "weather", "arguments": {"city": "北京"}}</tool_call>\n'
+    text += '<tool_call>\n{"name": "clock", "arguments": {}}\n</tool_call>'
+    assert parse_tool_calls(text, TOOLS) == (
+        "Let me look.",
+        (ToolCall("weather", '{"city": "北京"}'), ToolCall("clock", "{}")),
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "plain ",
+        '<tool_call>{"name": "weather", "arguments": {}}',
+        '<tool_call>{"name": "rocket", "arguments": {}}</tool_call>',
+        '<tool_call>{"name": "clock"}</tool_call>',
+        '<tool_call>{"name": "clock", "arguments": "{}"}</tool_call>',
+        '<tool_call>{"name": "clock", "arguments": {}, "more": 1}</tool_call>',
+        '<tool_call>{"name": ["clock"], "arguments": {}}</tool_call>',
+        "<tool_call>[1]</tool_call>",
+        "<tool_call>{</tool_call>",
+        "<tool_call>" + "[" * 100_000 + "</tool_call>",
+    ],
+)
+def test_what_only_looks_like_a_call_is_text(text):
+    assert parse_tool_calls(text, TOOLS) == (text, ())
+
+
+@given(st.text(alphabet='<>/tool_call{}"name:agumets, ', max_size=80))
+def test_any_text_is_survived(text):
+    rest, calls = parse_tool_calls(text, TOOLS)
+    assert calls or rest == text
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None, [], "weather", [3], [{"type": "function"}], [{"type": "function", "function": {"name": "a b"}}],
+        [CLOCK, CLOCK], [CLOCK] * 65, [{"type": "function", "function": {"name": "x", "parameters": []}}],
+        [{"type": "function", "function": {"name": "x", "surprise": 1}}],
+        [{"type": "function", "function": {"name": "x", "description": "y" * 100_000}}],
+        [{"type": "function", "function": {"name": "x", "parameters": {"a": float("nan")}}}],
+    ],
+)  # fmt: skip
+def test_bad_tools_are_refused_in_one_line(value):
+    with pytest.raises(ParameterError) as error:
+        parse_tools(value)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 200
+
+
+def test_instructions_name_every_tool():
+    text = tool_instructions(TOOLS)
+    assert '"name": "weather"' in text
+    assert '"name": "clock"' in text
+    assert "<tool_call>" in text
+
+
+@pytest.mark.parametrize("name", [None, "weather"])
+def test_a_required_call_is_a_call(checkpoint_folder, name):
+    """Random weights call a tool when the form asks for it, with arguments after its schema."""
+    llm = tianquan.load(checkpoint_folder, precision="float32")
+    sampling = SamplingParams(temperature=1.2, max_tokens=200, output_format=tool_format(TOOLS, name))
+    for seed in range(3):
+        completion = llm.chat([{"role": "user", "content": "?"}], sampling=replace(sampling, seed=seed))
+        rest, calls = parse_tool_calls(completion.text, TOOLS)
+        assert rest == ""
+        assert len(calls) == 1
+        assert name in (None, calls[0].name)
+        if calls[0].name == "weather":
+            arguments = json.loads(calls[0].arguments)
+            assert arguments["city"] in ("Xi'an", "北京")
+            assert 1 <= arguments["days"] <= 7
+    with pytest.raises(ParameterError, match="no tool of the name"):
+        tool_format(TOOLS, "rocket")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tianquan.benchmark import engine_stages
 from tianquan.errors import BackendError
 
 
@@ -35,6 +36,8 @@ def to_markdown(report: dict[str, Any]) -> str:
         row = report[turn]
         name = turn.replace("_", " ")
         lines.append(f"| {name}, 512x512 picture, {row['prompt_tokens']} tokens | {row['seconds']:.2f} s | |")
+    if "engine" in report:
+        lines += engine_stages.to_rows(report["engine"])
     memory = report["memory"]
     lines.append(f"| start from a low-bit folder | {report['load']['seconds']:.2f} s | |")
     lines.append(f"| resident memory, text only | {memory['text_only_bytes'] / 1e9:.2f} GB | |")

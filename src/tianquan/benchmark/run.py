@@ -11,6 +11,7 @@ The report (JSON) has these keys; times in seconds, sizes in bytes, rates as nam
     audio.SECONDS.{seconds, preprocess_seconds}
     first_turn, second_turn.{prompt_tokens, preprocess_seconds, vision_seconds, prefill_seconds, seconds}
                                                                     (not in a quick run)
+    engine.{concurrency, second_turn, speculation}                  see `engine_stages` (not in a quick run)
     memory.{text_only_bytes, all_bytes, weights_bytes}              resident, in a fresh process
     load.seconds                                                    from a saved low-bit folder to ready
     wall_seconds
@@ -30,6 +31,7 @@ from typing import Any
 
 from tianquan import __version__
 from tianquan.backends.native import NativeOps
+from tianquan.benchmark.engine_stages import EnginePlan, measure_engine
 from tianquan.benchmark.measure import Ceilings, OnStage, Plan, measure_model
 from tianquan.benchmark.synthetic import write_synthetic_folder
 from tianquan.checkpoint.tensor_list import needed_weights
@@ -60,6 +62,8 @@ def run_benchmark(
         assert isinstance(ops, NativeOps)
         ceilings = Ceilings(ops.library)
         report = measure_model(llm, decode_bytes(llm), ceilings, plan, on_stage)
+        if plan.turns:
+            report["engine"] = measure_engine(llm, EnginePlan(repeats=plan.repeats), on_stage)
     return {
         "tianquan": __version__,
         "date": datetime.date.today().isoformat(),

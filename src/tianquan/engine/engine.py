@@ -38,6 +38,7 @@ from tianquan.request import Timings, TokenLogprob, Usage
 
 logger = logging.getLogger(__name__)
 
+_ROWS_WORTH_A_DRAFT = 9  # of a decode step, all requests together: beyond, a row costs what it saves
 _MAX_UNITS_BESIDE_DECODE = 1  # slices or clips encoded in a step while others wait for tokens
 
 
@@ -205,7 +206,9 @@ class Engine:
     def _draft(self, sequence: Sequence) -> list[int]:
         source = self._active[sequence.id].draft_source
         assert source is not None
-        return source.propose(sequence.token_ids, sequence.max_tokens - len(sequence.token_ids) - 1)
+        room = sequence.max_tokens - len(sequence.token_ids) - 1
+        worthwhile = _ROWS_WORTH_A_DRAFT // len(self._scheduler.running) - 1
+        return source.propose(sequence.token_ids, min(room, worthwhile))
 
     def _decode(self, actives: list[_Active]) -> None:
         try:

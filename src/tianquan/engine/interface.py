@@ -81,13 +81,13 @@ class EngineOptions:
     kv_cache_bytes: bytes of keys and values; None for 1 GiB, but at least one context window and at most as
         many as run at once. The memory is touched as it is used.
     encoder_cache_bytes: bytes of picture and sound features kept; 0 turns the cache off.
-    speculation: guess tokens that repeat the prompt or the answer and verify them together.
+    speculation: guess tokens that repeat the prompt or the answer and verify them together; changes no token.
     limits: of a step, see `SchedulerLimits`.
     """
 
     kv_cache_bytes: int | None = None
     encoder_cache_bytes: int = 256 * 2**20
-    speculation: bool = False
+    speculation: bool = True
     limits: SchedulerLimits = field(default_factory=SchedulerLimits)
 
 

@@ -47,10 +47,12 @@ class DraftSource:
         if self._wait > 0:
             self._wait -= 1
             return []
+        if max_len <= 0:
+            return []
         start = self._last.get(tuple(token_ids[-_NGRAM:]))
         if start is None:
             return []
-        return token_ids[start : start + max(0, min(self._length, max_len))]
+        return token_ids[start : start + min(self._length, max_len)]
 
     def record(self, num_drafted: int, num_accepted: int) -> None:
         """Learn how a draft fared: longer after all of it held, shorter after a miss, a pause after none held."""

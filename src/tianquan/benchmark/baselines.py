@@ -27,14 +27,7 @@ def measure_transformers(threads: int, quick: bool, on_stage: OnStage) -> dict[s
     Raises:
         BackendError: torch or transformers is not installed.
     """
-    try:
-        import torch
-        import transformers
-    except ImportError as error:
-        raise BackendError("the baseline needs torch and transformers: pip install torch transformers") from error
-    torch.set_num_threads(threads)
-    torch.set_grad_enabled(False)
-    report: dict[str, Any] = {"torch": torch.__version__, "transformers": transformers.__version__}
+    torch, transformers, report = _open_torch(threads)
     for name in ("float32",) if quick else ("float32", "bfloat16"):
         dtype = getattr(torch, name)
         on_stage(f"transformers, language model in {name}")
@@ -47,6 +40,59 @@ def measure_transformers(threads: int, quick: bool, on_stage: OnStage) -> dict[s
     return report
 
 
+def measure_first_turn(
+    threads: int, precision: str, num_slices: int, prompt_tokens: int, on_stage: OnStage
+) -> dict[str, Any]:
+    """Return the seconds to the first token of a prompt with a picture on the original path.
+
+    The vision encoder sees all slices in one batch, and the language model the whole prompt. Preprocessing, the
+    resampler and the tokenizer are left out, in the original's favour.
+
+    Args:
+        threads: threads PyTorch may use.
+        precision: float32 or bfloat16.
+        num_slices: slices of the picture, of 448 x 448 each.
+        prompt_tokens: tokens of the prompt, those of the picture included.
+        on_stage: told what is measured next.
+
+    Raises:
+        BackendError: torch or transformers is not installed.
+    """
+    torch, transformers, report = _open_torch(threads)
+    dtype = getattr(torch, precision)
+    on_stage(f"transformers, {num_slices} slices in {precision}")
+    vision = _measure_vision(torch, transformers, dtype, num_slices)
+    on_stage(f"transformers, a prompt of {prompt_tokens} tokens in {precision}")
+    prefill = _prefill_seconds(torch, _language_model(torch, transformers, dtype), prompt_tokens)
+    return {
+        **report,
+        "precision": precision,
+        "vision_seconds": vision,
+        "prefill_seconds": prefill,
+        "seconds": vision + prefill,
+    }
+
+
+def _open_torch(threads: int) -> tuple[Any, Any, dict[str, Any]]:
+    """Return torch, transformers, and the beginning of a report."""
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        raise BackendError("the baseline needs torch and transformers: pip install torch transformers") from error
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    return (
+        torch,
+        transformers,
+        {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+        },
+    )
+
+
 def _build(torch: Any, make: Any, dtype: Any) -> Any:
     """Return a module without drawing random numbers: every page is written, so that reads cost what they cost."""
     with torch.device("meta"):
@@ -57,15 +103,23 @@ def _build(torch: Any, make: Any, dtype: Any) -> Any:
     return module
 
 
-def _measure_language(torch: Any, transformers: Any, dtype: Any) -> dict[str, float]:
+def _language_model(torch: Any, transformers: Any, dtype: Any) -> Any:
     keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     config = transformers.LlamaConfig(
         **{key: OFFICIAL_CONFIG[key] for key in keys}, vocab_size=OFFICIAL_CONFIG["vocab_size"]
     )
-    model = _build(torch, lambda: transformers.LlamaForCausalLM(config), dtype)
-    prompt = torch.arange(128)[None]
-    prefill = median_seconds(lambda: model(prompt, logits_to_keep=1), 1)
-    state = model(prompt, use_cache=True, logits_to_keep=1)
+    return _build(torch, lambda: transformers.LlamaForCausalLM(config), dtype)
+
+
+def _prefill_seconds(torch: Any, model: Any, num_tokens: int) -> float:
+    prompt = torch.arange(num_tokens)[None]
+    return median_seconds(lambda: model(prompt, logits_to_keep=1), 1)
+
+
+def _measure_language(torch: Any, transformers: Any, dtype: Any) -> dict[str, float]:
+    model = _language_model(torch, transformers, dtype)
+    prefill = _prefill_seconds(torch, model, 128)
+    state = model(torch.arange(128)[None], use_cache=True, logits_to_keep=1)
     start = time.perf_counter()
     for _ in range(_DECODE_TOKENS):
         state = model(torch.tensor([[1]]), past_key_values=state.past_key_values, use_cache=True)
@@ -73,14 +127,14 @@ def _measure_language(torch: Any, transformers: Any, dtype: Any) -> dict[str, fl
     return {"prefill_128_tokens_per_second": 128 / prefill, "decode_tokens_per_second": 1 / decode}
 
 
-def _measure_vision(torch: Any, transformers: Any, dtype: Any) -> float:
+def _measure_vision(torch: Any, transformers: Any, dtype: Any, num_slices: int = 1) -> float:
     keys = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size")
     vision = OFFICIAL_CONFIG["vision_config"]
     config = transformers.SiglipVisionConfig(**{key: vision[key] for key in keys}, image_size=448)
     model = _build(torch, lambda: transformers.SiglipVisionModel(config), dtype)
     embeddings = getattr(model, "vision_model", model).embeddings
     embeddings.position_ids = torch.arange(embeddings.num_positions)[None]
-    pixels = torch.zeros(1, 3, 448, 448, dtype=dtype)
+    pixels = torch.zeros(num_slices, 3, 448, 448, dtype=dtype)
     return median_seconds(lambda: model(pixels), 1)
 
 

@@ -3,8 +3,10 @@
 // Ceiling: two byte multiplies per cycle and core. int4 needs 9 multiplies per 8 x 64 operations of a group
 // and panel (8 products, one widening): 114 operations per cycle; int8 needs 3 per 2 x 64: 85. The float32
 // peak is 32. A tile of 2 rows x 3 panels measured 280 GOP/s (int4), 245 (int4 with zero points) and 250
-// (int8) from the first-level cache, on a core with a float32 peak of 118 GFLOP/s. A product with one row is
-// limited by memory, not by arithmetic. Benchmark: benchmarks/kernels.py.
+// (int8) from the first-level cache, on a core with a float32 peak of 118 GFLOP/s. Products with few rows
+// stream the packed codes: one row takes 17 cycles for a panel and group (144 bytes), 31 GB/s of such a core,
+// above what memory gives it; 4 rows x 2 panels take 9.4 cycles for each row, 200 GOP/s. Benchmark:
+// benchmarks/kernels.py, "batches" and "decode".
 
 #pragma once
 
@@ -24,7 +26,7 @@ TIANQUAN_INLINE __m256i broadcast_quad(const uint8_t* p) {
   return _mm256_set1_epi32(quad);
 }
 // sum += a * b in 16 bits. The empty assembly keeps the addition here: GCC 12 otherwise reassociates a chain
-// of them, computes the products of a whole group first, and spills those (4 rows: a third of the speed).
+// of them, computes the products of a whole group first, and spills those.
 TIANQUAN_INLINE void add_products(__m256i& sum, __m256i a, __m256i b) {
   sum = _mm256_add_epi16(sum, _mm256_maddubs_epi16(a, b));
   asm volatile("" : "+x"(sum));

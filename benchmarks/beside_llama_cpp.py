@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import shlex
 import statistics
 import subprocess
 import sys
@@ -261,7 +260,7 @@ def run(rival_python: str, threads: int, repeats: int) -> dict[str, Any]:
             "rival": rival.versions,
             "threads": threads,
             "repeats": repeats,
-            "command": shlex.join(["python", *sys.argv]),
+            "command": f"benchmarks/{Path(__file__).name} --rival PYTHON --threads {threads} --repeats {repeats}",
             "prefill": {},
         }
         say("decode")

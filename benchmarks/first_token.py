@@ -14,7 +14,6 @@ import argparse
 import datetime
 import json
 import os
-import shlex
 import statistics
 import sys
 import tempfile
@@ -68,7 +67,7 @@ def run(threads: int, instructions: str) -> dict[str, Any]:
         "machine": machine_name(),
         "threads": threads,
         "instructions": instructions,
-        "command": shlex.join(["python", *sys.argv]),
+        "command": f"python benchmarks/{Path(__file__).name} --threads {threads} --instructions {instructions}",
         "tianquan": __version__,
         "ours": ours,
         "transformers": original,

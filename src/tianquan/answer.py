@@ -34,13 +34,13 @@ class Answer(Iterator[TextPiece]):
     """
 
     def __init__(self, driver: EngineDriver, request: EngineRequest, tokenizer: Tokenizer) -> None:
+        self._is_over = True  # until it has begun
         self._request = request
         self._driver = driver
         self._stream = TextStream(tokenizer, request.sampling.stop)
         self._text = ""
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
-        self._is_over = True  # until it has begun
         self._arrived: queue.SimpleQueue[RequestOutput | Exception] = queue.SimpleQueue()
         if request.sampling.stop:
             request = replace(request, is_stopped=_stop_watch(tokenizer, request))

@@ -1,11 +1,14 @@
 """Stepping the engine on a thread of its own while there is work, and handing each output to who asked.
 
 Callers wait for outputs and can be interrupted; the engine cannot be, halfway through a step. The thread ends
-when all requests have, so a model nobody uses is held by nothing.
+when all requests have, so a model nobody uses is held by nothing. A process that ends meanwhile stops the thread
+first: kernels must not run while the interpreter and their library are taken apart under them.
 """
 
 from __future__ import annotations
 
+import atexit
+import ctypes
 import logging
 import threading
 from collections.abc import Callable
@@ -43,6 +46,7 @@ class EngineDriver:
             request_id = self.engine.add(request)
             self._listeners[request_id] = (listener, on_failure)
             if self._thread is None:
+                atexit.register(self._stop_at_exit)
                 self._thread = threading.Thread(target=self._run, name="tianquan-engine", daemon=True)
                 self._thread.start()
         return request_id
@@ -60,6 +64,7 @@ class EngineDriver:
             with self._lock:
                 if not self._listeners:
                     self._thread = None
+                    atexit.unregister(self._stop_at_exit)
                     return
             try:
                 outputs = self.engine.step()
@@ -89,8 +94,18 @@ class EngineDriver:
             entries = list(self._listeners.values())
             self._listeners.clear()
             self._thread = None
+            atexit.unregister(self._stop_at_exit)
             self.engine = Engine(self.engine.model, self.engine.options)
         failure = ModelError("the engine failed and was started anew; the log tells why")
         failure.__cause__ = error
         for _, on_failure in entries:
             on_failure(failure)
+
+    def _stop_at_exit(self) -> None:
+        """Stop the thread between two operations, whatever it has left: nobody will ask for it any more."""
+        thread = self._thread
+        if thread is None or thread.ident is None:
+            return
+        leave = ctypes.py_object(SystemExit)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), leave)
+        thread.join()

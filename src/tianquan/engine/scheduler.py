@@ -106,10 +106,10 @@ class Scheduler:
         return plan
 
     def defer(self, sequence: Sequence) -> None:
-        """Take back a planned chunk of a prompt that was not computed: it has the first turn of the next step."""
+        """Take back a planned chunk of a prompt that was not computed; others have their turns first."""
         if sequence in self._turns:
             self._turns.remove(sequence)
-        self._turns.appendleft(sequence)
+        self._turns.append(sequence)
 
     def advance(self, sequence: Sequence, num_tokens: int) -> None:
         """Record that keys and values of `num_tokens` more tokens are computed."""

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 _NGRAM = 3  # tokens that must match: shorter ones match by chance
 _MAX_DRAFT = 8  # rows beside the first; measured, see benchmarks/results
-_START_DRAFT = 2
-_START_PAUSE = 4  # tokens without a draft after a miss
+_START_DRAFT = 1  # a first guess that fails costs one row; one that holds doubles the next
+_START_PAUSE = 8  # tokens without a draft after a miss
 _MAX_PAUSE = 256
 
 

@@ -15,7 +15,7 @@ from tianquan.serving.config import Patience, ServeConfig
 from tianquan.serving.server import RunningServer
 
 MODEL = "tiny"
-HASTY = replace(Patience(), head=0.3, body=0.3, write=0.3, ping=0.05)
+HASTY = replace(Patience(), head=0.3, idle=0.3, body=0.3, write=0.3, ping=0.05)
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,14 @@ def serve(
     max_queue: Annotated[Number, _flag("Requests that wait beyond those; more get 429; 64 by default.")] = None,
     max_model_len: Annotated[Number, _flag("Most tokens of a prompt and its answer.")] = None,
     max_tokens: Annotated[Number, _flag("Of answers whose request does not say; 1024 by default.")] = None,
-    speculation: Annotated[bool, typer.Option("--speculation", help="Guess tokens that repeat earlier ones.")] = False,
+    adapter: Annotated[str | None, _flag("NAME=FOLDER of a LoRA adapter; the model is called NAME then.")] = None,
+    kv_cache_bytes: options.KVCacheBytes = None,
+    max_memory: options.MaxMemory = None,
+    kv_format: options.KVFormatOption = None,
+    encoder_cache_bytes: Annotated[Number, _flag("For features of pictures and sound; 256 MiB by default.")] = None,
+    speculation: Annotated[
+        bool | None, typer.Option(help="Guess tokens that repeat earlier ones; on by default.")
+    ] = None,
     allow_media_domain: Annotated[List, _flag("Host whose https: URLs are fetched; may be repeated.")] = None,
     media_root: Annotated[Path | None, _flag("Folder whose files may be named by file: URLs.")] = None,
     max_body_bytes: Annotated[Number, _flag("Of one request; 64 MiB by default.")] = None,
@@ -55,13 +62,11 @@ def serve(
     revision: options.Revision = None,
 ) -> None:
     """Serve the model to OpenAI clients and browsers."""
-    flags = dict(locals())
+    flags = {**locals(), "insecure": insecure or None}
     from tianquan.serving.config import make_config
 
     file = flags.pop("config")
-    settings = make_config(
-        {name: value for name, value in flags.items() if value is not False or name == "preload"}, file
-    )
+    settings = make_config(flags, file)
     if not settings.model:
         raise ParameterError("no model: name one, or give model in the --config file")
     try:
@@ -86,8 +91,11 @@ def _load(settings: ServeConfig) -> LLM:
             threads=settings.threads,
             revision=settings.revision,
             on_progress=progress,
+            adapter=settings.adapter_folder,
+            max_memory=options.parse_bytes(settings.max_memory, "--max-memory"),
+            kv_format=settings.kv_format,
             engine=EngineOptions(
-                kv_cache_bytes=settings.kv_cache_bytes,
+                kv_cache_bytes=options.parse_bytes(settings.kv_cache_bytes, "--kv-cache-bytes"),
                 encoder_cache_bytes=settings.encoder_cache_bytes,
                 speculation=settings.speculation,
                 limits=SchedulerLimits(max_running=settings.max_num_seqs),

@@ -73,6 +73,7 @@ INTERNAL = "the server failed at this request; its log tells why, under the id i
 def as_api_error(error: BaseException, param: str | None = None) -> ApiError:
     """Return what a client may know of an error; of a bug, nothing but that it is one."""
     if isinstance(error, ApiError):
+        error.param = error.param or param
         return error
     if isinstance(error, MediaError):
         return ApiError(400, str(error), param=param, code="invalid_media")

@@ -50,16 +50,14 @@ async def chat_completions(service: Service, call: Call) -> None:
     """Answer a conversation."""
     with service.admission.enter() as place:
         body = await service.reader.read_json(call.request, protocol.ChatRequest)
-        adapter = service.find_model(body.model)
+        service.check_model(body.model)
         sampling = chat_sampling(body, service.config.max_tokens, service.vocab_size)
         place.extend(sampling.n - 1)
         async with open_inbox(service, call) as inbox:
             messages = await resolve(body.messages, service.config.max_media, service.fetcher)
             prepared = await service.prepare(inbox, lambda: service.chat_prompt(messages))
-            generation = await service.generate(
-                call, inbox, place, [prepared], sampling, adapter=adapter, salt=salt_of(call, body)
-            )
-            form = AnswerForm("chatcmpl", call.id, int(time.time()), body.model or service.model_name)
+            generation = await service.generate(call, inbox, place, [prepared], sampling, salt=salt_of(call, body))
+            form = AnswerForm("chatcmpl", call.id, int(time.time()), service.model_name)
             await _answer(service, call, inbox, generation, _ChatWriter(service, form, sampling), body)
 
 
@@ -67,7 +65,7 @@ async def completions(service: Service, call: Call) -> None:
     """Continue plain text, without the chat template."""
     with service.admission.enter() as place:
         body = await service.reader.read_json(call.request, protocol.CompletionRequest)
-        adapter = service.find_model(body.model)
+        service.check_model(body.model)
         sampling = completion_sampling(body, COMPLETION_MAX_TOKENS, service.vocab_size)
         prompts = _prompts(body)
         place.extend(sampling.n * len(prompts) - 1)
@@ -75,10 +73,8 @@ async def completions(service: Service, call: Call) -> None:
             prepared = [
                 await service.prepare(inbox, _plain_prompt(service, prompt, service.vocab_size)) for prompt in prompts
             ]
-            generation = await service.generate(
-                call, inbox, place, prepared, sampling, adapter=adapter, salt=salt_of(call, body)
-            )
-            form = AnswerForm("cmpl", call.id, int(time.time()), body.model or service.model_name)
+            generation = await service.generate(call, inbox, place, prepared, sampling, salt=salt_of(call, body))
+            form = AnswerForm("cmpl", call.id, int(time.time()), service.model_name)
             await _answer(service, call, inbox, generation, _TextWriter(service, form, sampling), body)
 
 

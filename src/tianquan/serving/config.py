@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from tianquan.backends import Backend
+from tianquan.backends.kv_cache import KVFormat
+from tianquan.engine.interface import EngineOptions
 from tianquan.errors import BackendError, ParameterError
 from tianquan.processing.labels import printable
 from tianquan.request import ImagePolicy, LongAudio, MediaPolicy
@@ -22,12 +24,14 @@ class Patience:
     """How long the server waits for a client, in seconds.
 
     head: for the first line and headers of a request.
+    idle: for the next request on an open connection.
     body, body_rate: for a body: this long, and one second more for each `body_rate` bytes that came.
     write: until a client takes the next piece of an answer.
     ping: without a token before a comment tells a streaming client that the server is alive.
     """
 
     head: float = 10.0
+    idle: float = 30.0
     body: float = 20.0
     body_rate: int = 32 * 1024
     write: float = 60.0
@@ -48,7 +52,9 @@ class ServeConfig:
     max_queue: requests that wait beyond those; more get 429.
     max_model_len: most tokens of a prompt and its answer; the model's window by default.
     max_tokens: of an answer whose request does not say.
-    kv_cache_bytes, encoder_cache_bytes, speculation: see `EngineOptions`.
+    adapter: NAME=FOLDER of a LoRA adapter added to the weights; clients call the model NAME then.
+    kv_cache_bytes, max_memory: sizes such as 1G; see `tianquan.load`, and there kv_format too.
+    encoder_cache_bytes, speculation: see `EngineOptions`.
     allow_media_domain: hosts whose https URLs are fetched; none by default.
     media_root: folder whose files may be named as file: URLs; none by default.
     max_body_bytes: of a request; max_media_bytes: of one fetched or named file.
@@ -76,9 +82,12 @@ class ServeConfig:
     max_queue: int = 64
     max_model_len: int | None = None
     max_tokens: int = 1024
-    kv_cache_bytes: int | None = None
-    encoder_cache_bytes: int = 256 * 2**20
-    speculation: bool = False
+    adapter: str | None = None
+    kv_cache_bytes: str | None = None
+    max_memory: str | None = None
+    kv_format: KVFormat | None = None
+    encoder_cache_bytes: int = EngineOptions.encoder_cache_bytes
+    speculation: bool = EngineOptions.speculation
     allow_media_domain: tuple[str, ...] = ()
     media_root: Path | None = None
     max_body_bytes: int = 64 * 2**20
@@ -100,9 +109,25 @@ class ServeConfig:
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 raise ParameterError(f"{name} is {value}; expected {least} to {most}")
-        for name, literal in (("backend", Backend), ("long_audio", LongAudio)):
-            if getattr(self, name) not in get_args(literal):
+        for name, literal in (("backend", Backend), ("long_audio", LongAudio), ("kv_format", KVFormat)):
+            if getattr(self, name) not in (*get_args(literal), *((None,) if name == "kv_format" else ())):
                 raise ParameterError(f"{name} must be one of {', '.join(get_args(literal))}")
+
+        name, separator, folder = (self.adapter or "a=b").partition("=")
+        if not (name and separator and folder):
+            raise ParameterError("adapter must be NAME=FOLDER")
+
+    @property
+    def model_name(self) -> str:
+        """What clients call the model: the adapter's name if there is one."""
+        if self.adapter is not None:
+            return self.adapter.partition("=")[0]
+        return self.served_model_name or default_model_name(self.model)
+
+    @property
+    def adapter_folder(self) -> Path | None:
+        """Where the adapter is."""
+        return None if self.adapter is None else Path(self.adapter.partition("=")[2])
 
     @property
     def is_local(self) -> bool:

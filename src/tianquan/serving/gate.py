@@ -170,15 +170,10 @@ class Gate:
     def _check_origin(self, request: Request) -> None:
         """Keep other web pages out: those that reach this machine by a name of their own, and those that post forms."""
         host = request.headers.get("host", "")
-        name = urlsplit(f"//{host}").hostname or "" if host.isprintable() else ""
-        if self._hosts is not None and name not in self._hosts:
+        if self._hosts is not None and _host_name(host) not in self._hosts:
             raise ApiError(403, "this host name is not served here; see --allowed-host", code="invalid_host")
-        if request.method not in ("GET", "HEAD"):
-            origin = request.headers.get("origin")
-            if request.headers.get("sec-fetch-site") in ("cross-site", "same-site") or (
-                origin is not None and urlsplit(origin).netloc.lower() != host.lower()
-            ):
-                raise ApiError(403, "requests of other web pages are not taken", code="cross_origin")
+        if request.method not in ("GET", "HEAD") and not _is_own_page(request, host):
+            raise ApiError(403, "requests of other web pages are not taken", code="cross_origin")
 
     def _record(self, call: Call, status: int) -> None:
         self._metrics.record_response(call.route, status)
@@ -192,3 +187,19 @@ class Gate:
             **call.notes,
         }
         logger.info(json.dumps(line))
+
+
+def _host_name(host: str) -> str:
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_own_page(request: Request, host: str) -> bool:
+    """Return whether a request comes from no web page, or from our own."""
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:  # browsers set it, pages cannot
+        return site in ("same-origin", "none")
+    origin = request.headers.get("origin")
+    return origin is None or origin.lower().partition("://")[2] == host.lower()

@@ -25,19 +25,18 @@ Route = Callable[[Service, Call], Awaitable[None]]
 
 async def models(service: Service, call: Call) -> None:
     """List the models."""
-    await call.respond_json({"object": "list", "data": [_model(service, name) for name in service.model_names()]})
+    await call.respond_json({"object": "list", "data": [_model(service)]})
 
 
 async def one_model(service: Service, call: Call) -> None:
     """Describe one model."""
-    name = call.request.url.path.removeprefix("/v1/models/")
-    service.find_model(name)
-    await call.respond_json(_model(service, name))
+    service.check_model(call.request.url.path.removeprefix("/v1/models/"))
+    await call.respond_json(_model(service))
 
 
-def _model(service: Service, name: str) -> dict[str, Any]:
+def _model(service: Service) -> dict[str, Any]:
     return {
-        "id": name,
+        "id": service.model_name,
         "object": "model",
         "created": service.created,
         "owned_by": "tianquan",
@@ -51,7 +50,7 @@ async def tokenize(service: Service, call: Call) -> None:
     """Return the token ids of a text, or of a conversation with its template and media."""
     with service.admission.enter():
         body = await service.reader.read_json(call.request, protocol.TokenizeRequest)
-        service.find_model(body.model)
+        service.check_model(body.model)
         given = [value for value in (body.prompt, body.content, body.messages) if value is not None]
         if len(given) != 1:
             raise ApiError(400, "give exactly one of prompt, content and messages", code="invalid_value")

@@ -18,7 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from tianquan.errors import ParameterError
 from tianquan.llm import LLM
 from tianquan.serving.call import ABORT
-from tianquan.serving.config import ServeConfig, default_model_name
+from tianquan.serving.config import ServeConfig
 from tianquan.serving.gate import read_keys
 from tianquan.serving.routes import build_app
 from tianquan.serving.service import Service
@@ -40,6 +40,7 @@ class PatientProtocol(H11Protocol):
         """Start to wait for the first request."""
         super().connection_made(transport)
         self._head_timer: asyncio.TimerHandle | None = None
+        self.access_log = False  # it has whole paths and queries; the gate writes a line of its own
         app = self.app
 
         async def with_abort(scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,7 +93,7 @@ class RunningServer:
         self._load = load
         self._config = config
         keys = read_keys(config)
-        self.service = Service(config, config.served_model_name or default_model_name(config.model))
+        self.service = Service(config)
         self._socket = _listen(config.host, config.port)
         self.port: int = self._socket.getsockname()[1]
         self._failure: BaseException | None = None
@@ -109,6 +110,7 @@ class RunningServer:
                 server_header=False,
                 proxy_headers=False,
                 limit_concurrency=config.max_connections,
+                timeout_keep_alive=config.patience.idle,  # type: ignore[arg-type]  # seconds; a float does
                 timeout_graceful_shutdown=config.shutdown_seconds,
                 h11_max_incomplete_event_size=_MAX_HEAD_LEN,
             )

@@ -34,16 +34,11 @@ class Prepared:
 
 
 class Service:
-    """One model served under one or more names.
+    """One model, its limits and its queue."""
 
-    Args:
-        config: of the server.
-        model_name: what clients call the model.
-    """
-
-    def __init__(self, config: ServeConfig, model_name: str) -> None:
+    def __init__(self, config: ServeConfig) -> None:
         self.config = config
-        self.model_name = model_name
+        self.model_name = config.model_name
         self.created = int(time.time())
         self.metrics = Metrics()
         self.admission = Admission(config.max_num_seqs, config.max_queue)
@@ -87,21 +82,16 @@ class Service:
         limit = self.llm.driver.engine.max_sequence_tokens
         return limit if self.config.max_model_len is None else min(limit, self.config.max_model_len)
 
-    def model_names(self) -> list[str]:
-        """Return the names of all models served."""
-        return [self.model_name]
-
-    def find_model(self, name: str | None) -> str | None:
-        """Return the adapter of a model name, None for the model itself.
+    def check_model(self, name: str | None) -> None:
+        """Hold a model name against the one served; a client may leave it out.
 
         Raises:
             ApiError: 404, no model has this name.
         """
-        if name is not None and name not in self.model_names():
+        if name is not None and name != self.model_name:
             raise ApiError(
                 404, "no model of this name is served here; see /v1/models", param="model", code="model_not_found"
             )
-        return None
 
     # Prompts ----------------------------------------------------------------------------------------------
     async def on_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
@@ -138,7 +128,6 @@ class Service:
         prepared: list[Prepared],
         sampling: SamplingParams,
         *,
-        adapter: str | None = None,
         salt: str = "",
         is_last: bool = True,
     ) -> Generation:
@@ -150,7 +139,6 @@ class Service:
             place: given back when the engine is done, if `is_last`.
             prepared: the prompts.
             sampling: how tokens are chosen.
-            adapter: see `EngineRequest`.
             salt: see `EngineRequest`.
             is_last: nothing else is generated for this request.
 
@@ -170,7 +158,7 @@ class Service:
             params = replace(sampling, n=1, max_tokens=max_tokens, min_tokens=min(sampling.min_tokens, max_tokens))
             for n in range(sampling.n):
                 seed = None if params.seed is None else (params.seed + n) % 2**63
-                requests.append(await self._request(item, replace(params, seed=seed), adapter, salt))
+                requests.append(await self._request(item, replace(params, seed=seed), salt))
         return Generation(
             self.llm.driver,
             self.llm.tokenizer,
@@ -181,14 +169,13 @@ class Service:
             on_end=place.leave if is_last else lambda: None,
         )
 
-    async def _request(self, item: Prepared, params: SamplingParams, adapter: str | None, salt: str) -> EngineRequest:
+    async def _request(self, item: Prepared, params: SamplingParams, salt: str) -> EngineRequest:
         llm = self.llm
         form = params.output_format
         return EngineRequest(
             prompt=item.prompt,
             sampling=params,
             stop_token_ids=frozenset() if params.ignore_eos else llm.checkpoint.stop_token_ids,
-            adapter=adapter,
             salt=salt,
             constraint=None if form is None else await self.on_thread(llm._compile, form),
             preprocess_ms=item.preprocess_ms,

@@ -37,7 +37,7 @@ async def transcriptions(service: Service, call: Call) -> None:
     with service.admission.enter() as place:
         fields, content = await service.reader.read_form(call.request)
         body = _parse(fields)
-        service.find_model(body.model)
+        service.check_model(body.model)
         sampling = replace(TRANSCRIBE_SAMPLING, temperature=body.temperature or 0.0)
         async with open_inbox(service, call) as inbox:
             clips = await service.on_thread(_clips, service, content)

@@ -32,7 +32,9 @@ _HELP = """\
 
 
 def chat(
-    model: Annotated[str | None, typer.Argument(help="A model folder, or a hub id: owner/name[@revision].")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="A model folder or a hub id; the embedded model by default.")
+    ] = None,
     prompt: Annotated[str | None, typer.Argument(help="Ask this once; without it a conversation starts.")] = None,
     image: Annotated[list[str] | None, typer.Option(help="A picture; may be repeated.")] = None,
     audio: Annotated[list[str] | None, typer.Option(help="A recording; may be repeated.")] = None,
@@ -65,12 +67,14 @@ def chat(
     kv_format: options.KVFormatOption = None,
 ) -> None:
     """Ask once, or talk: text, pictures and sound."""
-    from tianquan.llm import CHAT_SAMPLING
+    from tianquan.checkpoint.hub import EMBEDDED, names_model
 
+    if model is not None and prompt is None and not names_model(model):
+        model, prompt = None, model
     if model is None:
-        raise ParameterError("name a model folder or a hub id; this version has no embedded model")
-    sampling = options.sampling_params(
-        CHAT_SAMPLING,
+        model = EMBEDDED
+        print("using the embedded model: small, made for shapes, numbers and short speech", file=sys.stderr)
+    given = options.GivenSampling(
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
@@ -95,9 +99,9 @@ def chat(
         max_memory=max_memory,
         kv_format=kv_format,
     )
+    sampling = given.over(llm.checkpoint.sampling)
     session = llm.session(system=system, sampling=sampling, media=policy, when_full=when_full, keep_media=keep_media)
-    conversation = Conversation(session, progress)
-    conversation.images, conversation.audios = list(image or []), list(audio or [])
+    conversation = Conversation(session, progress, list(image or []), list(audio or []))
     if prompt is None:
         conversation.run()
     elif not conversation.ask(prompt):
@@ -107,11 +111,11 @@ def chat(
 class Conversation:
     """A conversation in the terminal: the turns so far, and media waiting for the next one."""
 
-    def __init__(self, session: Session, progress: options.LoadProgress) -> None:
+    def __init__(self, session: Session, progress: options.LoadProgress, images: list[str], audios: list[str]) -> None:
         from rich.console import Console
 
-        self.images: list[str] = []
-        self.audios: list[str] = []
+        self.images = images
+        self.audios = audios
         self._session = session
         self._progress = progress
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)

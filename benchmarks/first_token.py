@@ -2,7 +2,9 @@
 
 A 512 x 512 picture (3 slices) and about 64 tokens of text on weights of the official size: ours in the recipe `int4`
 before and after each run of transformers, twice in float32 and once in bfloat16, which takes minutes. A share is the
-mean of our two neighbours over the run between them. It needs torch and transformers in the same environment.
+mean of our two neighbours over the run between them. Each run of ours stands beside the multiply-add rate right
+before it: where that rate, or our own time, moves between runs, the machine was shared and the shares say little. It
+needs torch and transformers in the same environment.
 
 `--instructions avx2` keeps PyTorch from AVX-512 and its bfloat16 arithmetic, so that both sides are what a machine
 with AVX2 runs; `best` lets it use whatever this machine has.
@@ -25,6 +27,7 @@ from tianquan.benchmark.baselines import measure_first_turn
 from tianquan.benchmark.measure import measure_turns
 from tianquan.benchmark.run import machine_name
 from tianquan.benchmark.synthetic import write_synthetic_folder
+from tianquan.kernels.library import KernelLibrary
 from tianquan.llm import load
 from tianquan.quantization.recipes import find_recipe
 
@@ -46,7 +49,8 @@ def say(text: str) -> None:
 def first_turn(folder: Path, threads: int) -> dict[str, Any]:
     """Return our first turn in a freshly loaded model, which knows no beginnings yet."""
     say("tianquan, first turn")
-    return measure_turns(load(folder, threads=threads))["first_turn"]
+    rate = KernelLibrary(threads).measure_fma_gflop_s()
+    return {**measure_turns(load(folder, threads=threads))["first_turn"], "fma_gflop_s": rate}
 
 
 def run(threads: int, instructions: str) -> dict[str, Any]:
@@ -84,12 +88,13 @@ def to_markdown(report: dict[str, Any]) -> str:
         f"{report['ours'][0]['prompt_tokens']} prompt tokens; torch {original[0]['torch']} "
         f"({original[0]['instructions']}), transformers {original[0]['transformers']}; in the order measured",
         "",
-        "| | vision, s | prefill, s | first token, s |",
-        "|---|---|---|---|",
+        "| | vision, s | prefill, s | first token, s | multiply-add rate before, GFLOP/s |",
+        "|---|---|---|---|---|",
     ]
 
     def add(name: str, turn: dict[str, Any]) -> None:
         cells = [f"{turn[key]:.2f}" for key in ("vision_seconds", "prefill_seconds", "seconds")]
+        cells.append(f"{turn['fma_gflop_s']:.0f}" if "fma_gflop_s" in turn else "")
         lines.append(f"| {name} | {' | '.join(cells)} |")
 
     for ours, theirs in zip(report["ours"], [*original, None], strict=True):

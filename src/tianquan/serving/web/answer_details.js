@@ -21,7 +21,7 @@ export function answerDetails(answer) {
   ].filter(Boolean);
   return element(
     "details", { class: "counters" },
-    element("summary", { title: say("details") }, line.join(" · ")),
+    element("summary", { title: say("details") }, ...line.map((part) => element("span", {}, part))),
     element("dl", {}, ...rows(answer, rate).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)])),
   );
 }
@@ -38,8 +38,8 @@ function rows(answer, rate) {
   const parts = usage?.prompt_tokens_details ?? {};
   const counts = usage ? [
     [say("promptTokens"), usage.prompt_tokens],
-    [say("imageTokens"), parts.image_tokens],
-    [say("audioTokens"), parts.audio_tokens],
+    [say("imageTokens"), parts.image_tokens || null],
+    [say("audioTokens"), parts.audio_tokens || null],
     [say("cachedTokens"), parts.cached_tokens],
     [say("completionTokens"), usage.completion_tokens],
   ] : [];

@@ -2,7 +2,7 @@
 
 import { Api } from "./api.js";
 import { ChatView } from "./chat_view.js";
-import { Composer } from "./composer.js";
+import { Composer, isTouched } from "./composer.js";
 import { fileStem, jsonFile, lastUsage, markdownFile, newConversation, newMessage, titleOf } from "./conversation.js";
 import { ConversationList } from "./conversation_list.js";
 import { element, icon, saveFile } from "./element.js";
@@ -108,7 +108,7 @@ class Page {
     this.#showHead();
     document.getElementById("page").classList.remove("shows-sidebar");
     if (isKept) this.#store.sweep(conversation).catch(() => {});
-    if (window.matchMedia("(hover: hover)").matches) this.#composer.focus();  // on a phone it would raise the keyboard
+    if (!isTouched()) this.#composer.focus();
   }
 
   /** Everything outside the messages that depends on the open conversation. */

@@ -28,7 +28,7 @@ export class ChatView {
     this.scroller.addEventListener("scroll", () => {
       const { scrollHeight, scrollTop, clientHeight } = this.scroller;
       this.#isFollowing = scrollHeight - scrollTop - clientHeight < NEAR_END;
-      this.toEnd.hidden = this.#isFollowing;
+      this.toEnd.hidden = this.#isFollowing || this.#views.size === 0;
     }, { passive: true });
     const sizes = new ResizeObserver(() => this.#keepEnd());
     sizes.observe(this.column);
@@ -42,9 +42,12 @@ export class ChatView {
   show(conversation) {
     this.#views.clear();
     this.column.replaceChildren();
-    if (conversation.messages.length === 0) this.column.append(this.#welcome());
     conversation.messages.forEach((message, n) => this.append(message, conversation.messages[n - 1]));
     this.follow();
+    if (conversation.messages.length > 0) return;
+    this.#isFollowing = false;  // a welcome is read from its beginning
+    this.column.append(this.#welcome());
+    this.scroller.scrollTop = 0;
   }
 
   /**

@@ -17,6 +17,11 @@ const ACCEPT = "image/*,audio/*,.m4a,.opus,.flac,.ogg,.webm";
  *            transcribe: (blob: Blob, name: string) => Promise<string>}} ComposerActions
  */
 
+/** @returns {boolean} whether the page is used with fingers, and focus would raise a keyboard over it. */
+export function isTouched() {
+  return window.matchMedia("(hover: none) and (pointer: coarse)").matches;
+}
+
 /** The form at the foot of the page. */
 export class Composer {
   #actions;
@@ -120,7 +125,7 @@ export class Composer {
         }));
       } else notice(say("errorKind", { name }));
     }
-    this.focus();
+    if (!isTouched()) this.focus();
   }
 
   #addSound(sound) {
@@ -185,8 +190,7 @@ export class Composer {
 
   #onKey(event) {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;  // 229: an input method is at work
-    // on a phone's keyboard Enter is the only way to a new line, and the button is under the thumb
-    if (window.matchMedia("(hover: none) and (pointer: coarse)").matches) return;
+    if (isTouched()) return;  // on a phone's keyboard Enter is the only way to a new line, and the button is under the thumb
     event.preventDefault();
     this.send();
   }

@@ -26,7 +26,7 @@ export class MarkdownView {
    *   stars do not flicker before a word becomes bold.
    */
   show(text, isGrowing = false) {
-    const blocks = parseBlocks(isGrowing ? closeMarks(text) : text);
+    const blocks = isGrowing ? parseGrowing(text) : parseBlocks(text);
     let same = 0;
     while (same < blocks.length && blocks[same].source === this.#sources[same]) same += 1;
     while (this.node.childNodes.length > same) this.node.lastChild.remove();
@@ -35,15 +35,31 @@ export class MarkdownView {
   }
 }
 
+/** Blocks of a text whose end may not mean yet what it will. */
+function parseGrowing(text) {
+  const blocks = parseBlocks(leafOf(parseBlocks(text))?.type === "code" ? text : closeMarks(text));
+  const last = blocks.at(-1);
+  if (last?.type === "paragraph") last.text = last.text.replace(/(^|\n)\|[^]*$/, "");  // the head of a table to come
+  if (last) last.source += "\0";  // to be made anew when the text has ended, even where nothing more came
+  return blocks;
+}
+
+/** The innermost block at the end. */
+function leafOf(blocks) {
+  const last = blocks.at(-1);
+  const inner = last?.blocks ?? last?.items?.at(-1).blocks;
+  return inner?.length > 0 ? leafOf(inner) : last;
+}
+
 /** Close the code or the strong text that the last line leaves open. */
 function closeMarks(text) {
   const line = text.slice(text.lastIndexOf("\n") + 1);
-  const isWithin = (mark) => line.split(mark).length % 2 === 0;
+  const isOpen = (mark, part) => part.split(mark).length % 2 === 0;
   if (/^\s*(`{3,}|~{3,}|\|)/.test(line)) return text;
-  const bare = text.replace(/[*`_~]+$/, "");
-  if (isWithin("`")) return text.endsWith("`") ? bare : `${text}\``;
-  if (isWithin("**")) return text.endsWith("*") ? bare : `${text.trimEnd()}**`;
-  return text;
+  if (isOpen("`", line)) return text.endsWith("`") ? text.replace(/`+$/, "") : `${text}\``;
+  if (!isOpen("**", line)) return text;
+  const bare = text.replace(/\*+$/, "");
+  return isOpen("**", bare.slice(bare.lastIndexOf("\n") + 1)) ? `${bare.trimEnd()}**` : bare;
 }
 
 function renderBlock(block) {

@@ -14,8 +14,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 EXECUTABLE = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -39,6 +40,20 @@ _MOVE_PIPES = (
     "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
 )
 _WAIT_S = 20.0
+# The middle of an element once it stands still and nothing covers it.
+_PLACE = """(async () => {
+  let before = null;
+  for (let n = 0; n < 120; n += 1) {
+    QUERY?.scrollIntoView({block: "nearest"});
+    await new Promise((done) => requestAnimationFrame(done));
+    const node = QUERY, box = node?.getBoundingClientRect();
+    if (!box) continue;
+    const at = [box.x + box.width / 2, box.y + box.height / 2];
+    if (before?.join() === at.join() && node.contains(document.elementFromPoint(...at))) return at;
+    before = at;
+  }
+  return null;
+})()"""
 _KEYS = {"Enter": 13, "Escape": 27, "ArrowUp": 38, "Tab": 9}
 
 
@@ -86,11 +101,11 @@ class Browser:
         while (message := self._read(deadline)) is not None:
             self._dispatch(message)
 
-    def open(self, url: str, width: int = 1280, height: int = 800) -> Page:
-        """Open an address in a tab of its own."""
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        return Page(self, session, url, width, height)
+    def open(self) -> Page:
+        """Open a tab that shares nothing with the others: no storage, no cache."""
+        context = self.call("Target.createBrowserContext")["browserContextId"]
+        target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+        return Page(self, self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
 
     def close(self) -> None:
         """End the process."""
@@ -132,19 +147,40 @@ class Browser:
 class Page:
     """One tab."""
 
-    def __init__(self, browser: Browser, session: str, url: str, width: int, height: int) -> None:
-        self.browser, self.session, self.url = browser, session, url
+    def __init__(self, browser: Browser, session: str) -> None:
+        self.browser, self.session, self.url = browser, session, "about:blank"
         self.complaints: list[str] = []  # exceptions, refused content, console errors
+        self.bodies: list[dict[str, Any]] = []  # of the page's JSON requests
         self._answers: dict[str, tuple[int, str]] = {}
         for method, handler in (
             ("Runtime.exceptionThrown", self._on_exception),
             ("Log.entryAdded", self._on_log),
             ("Fetch.requestPaused", self._on_paused),
+            ("Network.requestWillBeSent", self._on_request),
         ):
             browser.handlers[session, method] = handler
         for domain in ("Runtime", "Log", "Page", "DOM"):
             self.call(f"{domain}.enable")
-        self.resize(width, height)
+        self.call("Network.enable", maxPostDataSize=1 << 25)
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)
+
+    def start(self, url: str, choices: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Open an address as on the first visit.
+
+        Args:
+            url: the address.
+            choices: what the browser's local storage already holds.
+        """
+        self.url = url
+        self.call("Page.navigate", url=f"{url}star.svg")  # of the same origin, with no page that holds the database
+        self.wait("location.href.endsWith('star.svg')")
+        self.call("Storage.clearDataForOrigin", origin=url.rstrip("/"), storageTypes="all")
+        self.evaluate(f"Object.assign(localStorage, {json.dumps(dict(choices))})")
+        self.forget_answers()
+        self.resize(1280, 800)
+        self.call("Emulation.setEmulatedMedia", features=[])
+        self.complaints.clear()
+        self.bodies.clear()
         self.load()
 
     def resize(self, width: int, height: int, *, is_phone: bool = False) -> None:
@@ -157,17 +193,21 @@ class Page:
             mobile=is_phone,
         )
         self.call("Emulation.setTouchEmulationEnabled", enabled=is_phone)
+        self.wait(f"innerWidth === {width}")
+        self.evaluate(
+            "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        )  # laid out, drawn
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         return self.browser.call(method, self.session, **params)
 
     def load(self) -> None:
-        """Go to the page's address, or reload it, and wait until it is ready."""
-        if self.evaluate("location.href") == "about:blank":
-            self.call("Page.navigate", url=self.url)
-        else:
+        """Go to the page's address, or reload it, and wait until it is ready (`data-ready` on its root)."""
+        if self.evaluate("location.href").startswith(self.url) and self.count("#page"):
             self.evaluate("void delete document.documentElement.dataset.ready")
             self.call("Page.reload")
+        else:
+            self.call("Page.navigate", url=self.url)
         self.wait("document.documentElement?.dataset.ready === 'true'")
 
     def evaluate(self, expression: str) -> Any:
@@ -200,10 +240,8 @@ class Page:
         """Press where the last element that a selector finds is."""
         query = f"[...document.querySelectorAll({json.dumps(selector)})].at(-1)"
         self.wait(f"!!{query}")
-        self.evaluate(f"{query}.scrollIntoView({{block: 'nearest'}})")
-        box = self.evaluate(
-            f"(() => {{ const b = {query}.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; }})()"
-        )
+        box = self.evaluate(_PLACE.replace("QUERY", query))
+        assert box is not None, f"{selector} is covered or out of sight"
         at = {"x": box[0], "y": box[1], "button": "left", "clickCount": 1}
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, **at)
@@ -241,10 +279,8 @@ class Page:
         self._answers.clear()
         self.call("Fetch.disable")
 
-    def screenshot(self, path: Path, *, quality: int = 90) -> None:
-        kind = "jpeg" if path.suffix == ".jpg" else "png"
-        options = {"quality": quality} if kind == "jpeg" else {}
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format=kind, **options)["data"]))
+    def screenshot(self, path: Path) -> None:
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
     def _on_exception(self, params: dict[str, Any]) -> None:
         details = params["exceptionDetails"]
@@ -255,9 +291,14 @@ class Page:
         if entry["level"] == "error":
             self.complaints.append(f"{entry['text']} {entry.get('url', '')}")
 
+    def _on_request(self, params: dict[str, Any]) -> None:
+        data = params["request"].get("postData", "")
+        if data.startswith("{"):
+            self.bodies.append(json.loads(data))
+
     def _on_paused(self, params: dict[str, Any]) -> None:
         status, body = next(answer for path, answer in self._answers.items() if params["request"]["url"].endswith(path))
-        kind = "text/event-stream" if status == 200 else "application/json"
+        kind = "text/event-stream" if body.startswith("data:") else "application/json"
         self.browser.post(
             "Fetch.fulfillRequest",
             self.session,

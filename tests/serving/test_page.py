@@ -1,0 +1,432 @@
+"""The web page, in a real browser, against a real server with the conformance checkpoint."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import wave
+
+import pytest
+from PIL import Image
+
+from browser import EXECUTABLE, Browser
+from running_server import wait_until
+from tianquan.serving.page import FOLDER
+
+needs_browser = pytest.mark.skipif(EXECUTABLE is None, reason="no chromium here; on Debian: apt-get install chromium")
+LAST = "document.querySelector('.message:last-child"
+ANSWERED = f"{LAST} .counters')"
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory, media_root):
+    microphone = f"--use-file-for-fake-audio-capture={media_root / 'speech_1s_16k.wav'}"
+    browser = Browser(tmp_path_factory.mktemp("browser"), microphone)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def tab(browser):
+    return browser.open()
+
+
+@pytest.fixture
+def page(tab, server):
+    tab.start(f"http://127.0.0.1:{server.port}/", {"tianquan.settings": '{"max_tokens": 6, "temperature": 0}'})
+    yield tab
+    assert tab.complaints == []
+
+
+def say(page, text):
+    page.click("#question")
+    page.wait("document.activeElement.id === 'question'")
+    page.type(text)
+    page.press("Enter")
+
+
+def stream(text, **usage):
+    """What a server sends for an answer."""
+    events = [
+        {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]},
+        *(
+            {"choices": [{"index": 0, "delta": {"content": c}, "finish_reason": None}]}
+            for c in re.findall(r"(?s).{1,7}", text)
+        ),
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+        {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8, **usage}},
+    ]
+    return "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+
+
+def wav_seconds(part):
+    with wave.open(io.BytesIO(base64.b64decode(part["input_audio"]["data"]))) as file:
+        assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (16000, 1, 2)
+        return file.getnframes() / 16000
+
+
+@needs_browser
+def test_text_picture_and_recording_are_answered_and_survive_a_reload(page, media_root):
+    say(page, "hello")
+    page.wait(ANSWERED)
+    page.drop_files(700, 300, media_root / "tiny_100x60.png", media_root / "crop_448x448.png")
+    page.wait("document.querySelectorAll('#composer .is-picture').length === 2")
+    page.click("#composer [aria-label='Record sound']")
+    page.wait("document.querySelector('.recording .sound-time').textContent === '0:01'")
+    page.press("Enter")  # the button that finishes has the focus
+    page.wait("document.querySelector('#composer .is-sound canvas')?.width > 0")
+    say(page, "what is this?")
+    page.wait("document.querySelectorAll('.counters').length === 2")
+
+    content = page.bodies[-1]["messages"][-1]["content"]
+    assert [part["type"] for part in content] == ["image_url", "image_url", "input_audio", "text"]
+    assert (
+        base64.b64decode(content[0]["image_url"]["url"].partition(",")[2])
+        == (media_root / "tiny_100x60.png").read_bytes()
+    )
+    assert 1 <= wav_seconds(content[2]) < 2.5
+    page.click(".message:last-child .counters summary")
+    counters = page.text(".message:last-child .counters dl")
+    assert re.search(r"of them pictures\n\d+", counters)
+    assert re.search(r"of them sound\n\d+", counters)
+    assert re.search(r"\d+ of 4,096 tokens of context used", page.text("#context"))
+
+    before = page.text("#column .message:last-child .markdown")
+    page.load()
+    page.wait("document.querySelectorAll('#column .thumbnail img').length === 2")
+    page.wait("document.querySelector('#column .sound canvas')?.width > 0")
+    assert page.text("#column .message:last-child .markdown") == before
+    assert page.text(".conversation-name") == "hello"
+    say(page, "and now?")
+    page.wait("document.querySelectorAll('.counters').length === 3")
+    assert page.bodies[-1]["messages"][2]["content"] == content  # to the byte, so that the server knows it again
+    assert "cached" in page.text(".message:last-child .counters summary")
+
+
+@needs_browser
+def test_transcript(page, media_root):
+    page.choose_files("#files", media_root / "speech_1s_16k.wav")
+    page.click("#composer .sound-foot .text-button")
+    page.wait("!document.querySelector('#composer .transcript').hidden")
+
+
+@needs_browser
+def test_stop_ends_the_answer_in_the_server_too(page, server):
+    page.evaluate(
+        """localStorage.setItem("tianquan.settings", '{"max_tokens": 3000, "temperature": 1.5, "seed": 1}')"""
+    )
+    page.load()
+    say(page, "count to a million")
+    page.wait(f"{LAST} .markdown').innerText.length > 3")
+    page.press("Escape")
+    page.wait(f"{LAST} .ending')?.innerText === 'Stopped'")
+    wait_until(server.is_idle)
+    assert page.evaluate("document.querySelector('.go').getAttribute('aria-label')") == "Send"
+
+
+@needs_browser
+def test_key_is_asked_for_until_it_is_right(browser, serve, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("the-right-key-of-this-server\n")
+    keys.chmod(0o600)
+    with serve(api_key_file=keys) as server:
+        page = browser.open()
+        page.start(f"http://127.0.0.1:{server.port}/")
+        for key in ("wrong", "the-right-key-of-this-server"):
+            page.wait("document.activeElement?.id === 'key' && document.activeElement.value === ''")
+            assert page.count(".error-line") == (key != "wrong")
+            page.type(key)
+            page.press("Enter")
+        page.wait("!document.querySelector('dialog')")
+        page.load()
+        page.browser.listen(0.3)
+        assert page.count("dialog") == 0  # kept for the tab
+        assert "the-right-key-of-this-server" not in page.evaluate("JSON.stringify({...localStorage})")
+        page.evaluate("sessionStorage.setItem('tianquan.key', 'stale')")
+        page.load()
+        page.wait("document.querySelector('.error-line')")
+        page.press("Escape")
+        say(page, "hello")  # declined: asked again with the next message, and then said in words
+        page.wait("document.querySelector('dialog')")
+        page.press("Escape")
+        page.wait(f"{LAST} .error')")
+        assert "The server needs a key." in page.text(".error")
+
+
+HOSTILE = """<img src=x onerror="window.hit=1"><script>window.hit=1</script><svg onload=window.hit=1>
+
+[a](javascript:window.hit=1) [b](data:text/html,<script>window.hit=1</script>) [c](JaVaScRiPt&colon;window.hit=1)
+[d]( javascript:window.hit=1 "t") <javascript:window.hit=1> ![e](x" onerror="window.hit=1) [f](/v1/models)
+[good](https://example.org/?a=1&b="2")
+
+| <b onclick=window.hit=1>x</b> | [g](vbscript:x) |
+|---|---|
+| `</code><script>window.hit=1</script>` | <iframe srcdoc="<script>window.hit=1</script>"> |
+
+```html"><script>window.hit=1</script>
+</code></pre><script>window.hit=1</script>
+```
+"""
+
+
+@needs_browser
+def test_hostile_text_stays_text(page):
+    page.answer_requests(CHAT, stream(HOSTILE))
+    page.drop_files(700, 300)  # a drop without files does nothing
+    say(page, HOSTILE)
+    page.wait(ANSWERED)
+    assert page.evaluate("window.hit") is None
+    tags = page.evaluate(
+        "[...new Set([...document.querySelectorAll('.markdown *, .bubble *')].map((n) => n.localName))].sort()"
+    )
+    assert not {"img", "script", "svg", "iframe", "b", "style", "object", "form"} & (set(tags) - {"svg"})
+    assert page.count(".markdown svg:not(.icon)") == 0
+    links = page.evaluate("[...document.querySelectorAll('#column a')].map((a) => [a.href, a.rel, a.target])")
+    assert links == [["https://example.org/?a=1&b=%222%22", "noopener noreferrer nofollow", "_blank"]]
+    names = page.evaluate("[...document.querySelectorAll('#column *')].flatMap((n) => n.getAttributeNames())")
+    assert [name for name in names if name.startswith("on")] == []
+    assert "onerror" in page.text(".message:last-child .markdown")
+    page.load()
+    assert page.evaluate("window.hit") is None
+
+
+MARKDOWN = """# Title
+Some **bold**, *slanted* and `code`, **中文。**后面.
+
+1. one
+   - nested
+2. two
+
+| a | b |
+|---|--:|
+| 1 | 2 |
+
+> said
+
+```python
+x = "<b>"
+```
+"""
+
+
+@needs_browser
+def test_markdown(page):
+    page.answer_requests(CHAT, stream(MARKDOWN))
+    say(page, "show me")
+    page.wait(ANSWERED)
+    inside = ".message:last-child .markdown"
+    for selector, text in {
+        "h3": "Title",
+        "strong": "中文。",
+        "em": "slanted",
+        "p code": "code",
+        "ol > li > ul > li": "nested",
+        "td.align-end": "2",
+        "blockquote": "said",
+        "pre code": 'x = "<b>"',
+    }.items():
+        assert page.text(f"{inside} {selector}") == text
+    growing = ["a **b", "a **b *", "see `c", "so:\n\n| a | b", "```\nx ** y", "- l\n  ```\n  x ** y"]
+    shown = page.evaluate(
+        "import('/markdown_view.js').then(({ MarkdownView }) =>"
+        f"  {json.dumps(growing)}.map((text) => {{ const view = new MarkdownView(); view.show(text, true);"
+        "    return view.node.textContent; }))"
+    )
+    assert shown == ["a b", "a b", "see c", "so:", "Codex ** y", "lCodex ** y"]  # marks that are open do not flicker
+    page.click(f"{inside} .copy-code")
+    page.wait("document.querySelector('.copy-code.is-done')")
+
+
+@needs_browser
+def test_errors_are_said_in_words_and_can_be_tried_again(page):
+    page.answer_requests(CHAT, json.dumps({"error": {"message": "the queue is full"}}), 429)
+    say(page, "hello")
+    page.wait("document.querySelector('.error')")
+    assert "The server is busy." in page.text(".error")
+    assert "the queue is full" in page.text(".error")
+    page.answer_requests(CHAT, stream("half an answer").partition("data: [DONE]")[0])
+    page.click(".error .strong-button")
+    page.wait("document.querySelector('.error')?.innerText.includes('in the middle of the answer')")
+    assert page.text(".message:last-child .markdown") == "half an answer"
+    page.forget_answers()
+    page.click(".error .strong-button")
+    page.wait(f"{ANSWERED} && !document.querySelector('.error')")
+    assert page.count(".message") == 2
+    page.complaints = [text for text in page.complaints if "429" not in text]
+
+
+@needs_browser
+def test_edit_regenerate_and_undo(page):
+    page.answer_requests(CHAT, stream("first"))
+    for text in ("one", "two"):
+        say(page, text)
+        page.wait(ANSWERED)
+    page.answer_requests(CHAT, stream("second"))
+    page.click(".answer:last-child .again")
+    page.wait("document.querySelector('.answer:last-child').innerText.includes('second')")
+    page.evaluate("document.querySelector('.user [aria-label=Edit]').click()")
+    page.type(" changed")
+    page.press("Enter")
+    page.wait(f"document.querySelectorAll('.message').length === 2 && {ANSWERED}")
+    assert page.bodies[-1]["messages"] == [{"role": "user", "content": "one changed"}]
+    page.click(".notice .text-button")
+    page.wait("document.querySelectorAll('.message').length === 4")
+    assert page.text(".message:last-child .markdown") == "second"
+    page.press("ArrowUp")  # an empty question and the arrow up: the last one again
+    assert page.evaluate("document.activeElement.value") == "two"
+
+
+@needs_browser
+def test_conversations_are_renamed_deleted_and_brought_back(page, media_root):
+    page.answer_requests(CHAT, stream("fine"))
+    page.choose_files("#files", media_root / "tiny_100x60.png")
+    say(page, "look")
+    page.wait(ANSWERED)
+    page.click(".conversation-list .more")
+    page.click(".menu button:nth-child(1)")
+    page.type("About <b>stars</b>")
+    page.press("Enter")
+    assert page.text(".conversation-name") == "About <b>stars</b>"
+    page.click("#new-conversation")
+    assert page.count(".welcome") == 1
+    page.click(".conversation-list .more")
+    page.click(".menu .is-grave")
+    page.wait("document.querySelectorAll('.conversation-list li').length === 0")
+    page.click(".notice .text-button")
+    page.wait("document.querySelectorAll('#column .thumbnail').length === 1")
+    page.load()
+    page.wait("document.querySelectorAll('#column .thumbnail').length === 1")
+    exported = page.evaluate(
+        "import('/conversation.js').then(async ({ jsonFile, markdownFile }) => {"
+        "  const { Store } = await import('/store.js'); const store = new Store(); await store.open();"
+        "  const [kept] = await store.list();"
+        "  const json = await jsonFile(kept, (id) => store.readMedium(id));"
+        "  return [await json.text(), await markdownFile(kept).text()]; })"
+    )
+    assert json.loads(exported[0])["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
+    assert exported[1].startswith("# About <b>stars</b>\n\n## You\n\n*[tiny_100x60.png]*\n\nlook\n\n## Answer\n\nfine")
+
+
+@needs_browser
+def test_settings_reach_the_server(page):
+    page.answer_requests(CHAT, stream("fine"))
+    page.click("#open-settings")
+    for field, value in (("system", "Be brief."), ("top_p", "0.5"), ("seed", "7"), ("max_tokens", "0")):
+        page.evaluate(f"document.getElementById('setting-{field}').focus()")
+        page.evaluate("document.activeElement.select()")
+        page.type(value)
+    page.evaluate("document.getElementById('setting-detail').value = 'low'")
+    page.click(".settings-dialog .strong-button")
+    assert page.count(".settings-dialog") == 1  # 0 tokens are out of range
+    page.evaluate("document.getElementById('setting-max_tokens').select()")
+    page.type("9")
+    page.press("Enter")
+    page.wait("!document.querySelector('.settings-dialog')")
+    say(page, "hello")
+    page.wait(ANSWERED)
+    body = page.bodies[-1]
+    assert body["messages"][0] == {"role": "system", "content": "Be brief."}
+    assert {key: body[key] for key in ("temperature", "top_p", "seed", "max_tokens")} == {
+        "temperature": 0,
+        "top_p": 0.5,
+        "seed": 7,
+        "max_tokens": 9,
+    }
+    assert body["stream_options"] == {"include_usage": True}
+
+
+@needs_browser
+def test_media_are_brought_into_the_form_the_model_takes(page, tmp_path):
+    Image.new("RGB", (4000, 500), "navy").save(tmp_path / "wide.png")
+    (tmp_path / "no.png").write_bytes(b"not a picture")
+    (tmp_path / "notes.txt").write_text("words")
+    with wave.open(str(tmp_path / "long.wav"), "wb") as file:
+        file.setparams((2, 2, 8000, 0, "NONE", ""))
+        file.writeframes(bytes(4 * 8000 * 70))
+    page.answer_requests(CHAT, stream("fine"))
+    page.drop_files(700, 300, *(tmp_path / name for name in ("wide.png", "no.png", "notes.txt", "long.wav")))
+    page.wait("document.querySelectorAll('#composer :is(.is-picture, .is-sound)').length === 2")
+    page.wait("document.querySelectorAll('.notice').length === 3")
+    notices = page.text("#notices")
+    assert "4000×500 → 2048×256" in notices
+    assert "no.png is not a picture" in notices
+    assert "notes.txt is neither" in notices
+    assert "sent in parts" in page.text("#composer .sound-foot")
+    page.click(".go")
+    page.wait(ANSWERED)
+    picture, *parts = page.bodies[-1]["messages"][-1]["content"]
+    content = base64.b64decode(picture["image_url"]["url"].partition(",")[2])
+    assert Image.open(io.BytesIO(content)).size == (2048, 256)
+    seconds = [wav_seconds(part) for part in parts]
+    assert max(seconds) <= 30
+    assert sum(seconds) == pytest.approx(70, abs=0.01)
+
+
+@needs_browser
+def test_keyboard_input_methods_languages_and_themes(page):
+    page.click("#question")
+    page.type("a")
+    page.press("Enter", shift=True)
+    assert page.evaluate("document.querySelector('#question').value") == "a\n"
+    page.evaluate(
+        "document.querySelector('#question')"
+        ".dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', keyCode: 229, bubbles: true}))"
+    )
+    assert page.count(".message") == 0  # Enter of an input method chooses a word, it does not send
+    colour = "getComputedStyle(document.body).backgroundColor"
+    light = page.evaluate(colour)
+    page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    dark = page.evaluate(colour)
+    assert dark != light
+    page.click("#switch-theme")
+    assert page.evaluate(colour) == light
+    page.click("#switch-language")
+    assert page.evaluate("document.documentElement.lang") == "zh-CN"
+    page.load()
+    assert page.evaluate(colour) == light
+    assert page.evaluate("document.querySelector('#question').placeholder") == "输入问题"
+    unnamed = (
+        "[...document.querySelectorAll('button, input, select, textarea')].filter((n) => !n.innerText && !n.ariaLabel)"
+    )
+    assert page.evaluate(f"{unnamed}.map((n) => n.outerHTML)") == []
+
+
+@needs_browser
+def test_phone(page):
+    page.answer_requests(
+        CHAT, stream("| a | b |\n|-|-|\n| " + "wide" * 60 + " | x |\n\n```\n" + "long " * 60 + "\n```\n" + "w" * 200)
+    )
+    page.resize(360, 640, is_phone=True)
+    page.load()
+    say(page, "hello")  # Enter is a new line on a phone
+    assert page.count(".message") == 0
+    page.click(".go")
+    page.wait(ANSWERED)
+    assert (
+        page.evaluate("Math.max(...['html', '#messages', '#column'].map((s) => document.querySelector(s).scrollWidth))")
+        <= 360
+    )
+    page.click("#open-sidebar")
+    page.wait("document.querySelector('#sidebar').getBoundingClientRect().left === 0")
+    page.press("Escape")
+    page.wait("getComputedStyle(document.querySelector('#sidebar')).visibility === 'hidden'")
+
+
+def test_sources_keep_their_promises():
+    """No markup from strings, no inline code, nothing from elsewhere, small files, no string that nobody shows."""
+    sources = {path.name: path.read_text(encoding="utf-8") for path in FOLDER.iterdir()}
+    scripts = "".join(text for name, text in sources.items() if name.endswith(".js"))
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", scripts)
+    assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)[a-z]", scripts)
+    assert not re.search(r"<script(?![^>]* src=)|<style| style=| on\w+=", sources["index.html"])
+    assert max(len(text.splitlines()) for text in sources.values()) <= 400
+    modules = {name for name in sources if name.endswith(".js")} - {"first_paint.js", "recorder_worklet.js"}
+    assert set(re.findall(r'modulepreload" href="(\S+)"', sources["index.html"])) == modules  # one round trip for all
+    keys = re.findall(r"^  (\w+): \[", sources["strings.js"], re.MULTILINE)
+    assert len(keys) == len(set(keys)) > 100
+    used = scripts + sources["index.html"]
+    unused = [key for key in keys if len(re.findall(rf"\b{key}\b", used)) < 2]
+    assert [key for key in unused if key.removesuffix("More") not in keys] == []  # "More" is added by name

@@ -52,7 +52,7 @@ def test_tokens_and_template(checkpoint_folder):
     outcomes = [*check_tokens(checkpoint), *check_template(checkpoint)]
     assert {outcome.status for outcome in outcomes} == {"ok"}
     text = "\n".join(map(str, outcomes))
-    for words in ("<|audio_start|> 988", "ids 980, 985", "everything 416 tokens", "followed by [985]"):
+    for words in ("<|audio_start|> 988", "ids 980, 985", "two pictures in one turn", "followed by [985]"):
         assert words in text
 
 
@@ -67,4 +67,17 @@ def test_a_template_that_never_ends_an_answer_fails(copied_folder):
     )
     edit_json(copied_folder / "tokenizer_config.json", chat_template=template)
     statuses = {outcome.name: outcome.status for outcome in check_template(open_checkpoint(copied_folder))}
-    assert statuses == {"template": "ok", "template ends an answer": "FAILED"}
+    assert statuses == {"template": "ok", "two pictures in one turn": "ok", "template ends an answer": "FAILED"}
+
+
+def test_a_template_for_one_picture_a_turn_is_no_failure(copied_folder):
+    template = (
+        "{% for m in messages %}<|role_start|>{{ m.role }}<|role_end|>"
+        "{% if m.content is string %}{{ m.content }}{% else %}"
+        "{% for kind in ['image', 'audio'] %}{% if kind in m.content %}(<{{ kind }}>./</{{ kind }}>){% endif %}"
+        "{% endfor %}{{ m.content.text }}{% endif %}<|turn_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|role_start|>assistant<|role_end|>{% endif %}"
+    )
+    edit_json(copied_folder / "tokenizer_config.json", chat_template=template)
+    statuses = {outcome.name: outcome.status for outcome in check_template(open_checkpoint(copied_folder))}
+    assert statuses == {"template": "ok", "two pictures in one turn": "skipped", "template ends an answer": "ok"}

@@ -33,15 +33,15 @@ def tone(seconds: float) -> tuple[npt.NDArray[np.float32], int]:
 
 
 def conversations() -> dict[str, Messages]:
-    """Return one conversation for each kind of input."""
+    """Return one conversation for each kind of input. No turn has two of a kind: not every template places them."""
     return {
         "text": [_user(text="What is one and one? 一加一等于几？")],
         "image": [_user(text="What colour is the disc?", image=picture(224, 224))],
         "audio": [_user(text="What do you hear?", audio=tone(1.3))],
         "everything": [
-            _user(text="Two pictures and two sounds.", image=[picture(700, 420), picture(120, 80)], audio=tone(0.7)),
+            _user(text="A picture and a sound.", image=picture(700, 420), audio=tone(0.7)),
             {"role": "assistant", "content": "I see and hear them. 好的。"},
-            _user(text="And this one?", audio=tone(2.1)),
+            _user(text="And these?", image=picture(120, 80), audio=tone(2.1)),
         ],
     }
 

@@ -14,11 +14,13 @@ from tianquan.checkpoint.low_bit import MANIFEST, LowBitFolder
 from tianquan.checkpoint.names import is_ignored
 from tianquan.checkpoint.plain_file import is_present
 from tianquan.checkpoint.tensor_list import required_tensors
+from tianquan.errors import PromptError
 from tianquan.processing.messages import parse_messages
+from tianquan.processing.processor import Processor
 from tianquan.request import MediaPolicy
 from tianquan.training.examples import build_example
 from tianquan.training.records import Record
-from tianquan.verification.built_in_media import Messages, conversations
+from tianquan.verification.built_in_media import Messages, conversations, picture
 from tianquan.verification.outcome import Outcome, judge
 
 _NAMES_SHOWN = 3
@@ -98,6 +100,7 @@ def check_template(checkpoint: Checkpoint) -> Iterator[Outcome]:
     processor = checkpoint.processor
     lengths = {kind: len(processor(messages).token_ids) for kind, messages in conversations().items()}
     yield judge("template", True, ", ".join(f"{kind} {length} tokens" for kind, length in lengths.items()))
+    yield _check_two_pictures(processor)
     answered: Messages = [*conversations()["image"], {"role": "assistant", "content": "red"}]
     window = checkpoint.config.language.max_position_embeddings
     example = build_example(processor, _record(answered), MediaPolicy(), None, window)
@@ -108,6 +111,16 @@ def check_template(checkpoint: Checkpoint) -> Iterator[Outcome]:
         f"an answer is followed by {spoken[len(processor.tokenizer.encode_text('red')) :]}, "
         f"generation stops at {sorted(checkpoint.stop_token_ids)}",
     )
+
+
+def _check_two_pictures(processor: Processor) -> Outcome:
+    """Say whether a turn may have several pictures. A template need not allow it; then each takes a turn of its own."""
+    name, content = "two pictures in one turn", {"text": "Which?", "image": [picture(112, 112), picture(84, 112)]}
+    try:
+        prompt = processor([{"role": "user", "content": content}])
+    except PromptError as error:
+        return Outcome("skipped", name, str(error))
+    return judge(name, len(prompt.images) == 2, f"{len(prompt.token_ids)} tokens")
 
 
 def _record(messages: Any) -> Record:

@@ -123,8 +123,14 @@ def test_stop_ends_the_answer_in_the_server_too(page, server):
     page.wait(f"{LAST} .markdown').innerText.length > 3")
     page.press("Escape")
     page.wait(f"{LAST} .ending')?.innerText === 'Stopped'")
+    assert page.text(".message:last-child .markdown")
     wait_until(server.is_idle)
     assert page.evaluate("document.querySelector('.go').getAttribute('aria-label')") == "Send"
+    page.click(".message:last-child .again")
+    page.wait(f"{LAST} .markdown').innerText.length > 3")
+    page.load()  # a page that goes away stops its answer too
+    page.wait(f"{LAST} .ending')?.innerText === 'Interrupted'")
+    wait_until(server.is_idle)
 
 
 @needs_browser
@@ -229,6 +235,7 @@ def test_markdown(page):
         "pre code": 'x = "<b>"',
     }.items():
         assert page.text(f"{inside} {selector}") == text
+    page.wait("document.querySelector('#announcements').textContent.includes('slanted')")  # read out once, whole
     growing = ["a **b", "a **b *", "see `c", "so:\n\n| a | b", "```\nx ** y", "- l\n  ```\n  x ** y"]
     shown = page.evaluate(
         "import('/markdown_view.js').then(({ MarkdownView }) =>"
@@ -355,6 +362,12 @@ def test_media_are_brought_into_the_form_the_model_takes(page, tmp_path):
     assert "no.png is not a picture" in notices
     assert "notes.txt is neither" in notices
     assert "sent in parts" in page.text("#composer .sound-foot")
+    page.evaluate(
+        "const pasted = new DataTransfer(); pasted.items.add(new File([new Uint8Array(9)], 'x.pdf'));"
+        "document.querySelector('#question').dispatchEvent("
+        "  new ClipboardEvent('paste', { clipboardData: pasted, bubbles: true, cancelable: true }))"
+    )
+    page.wait("document.querySelector('#notices').innerText.includes('x.pdf is neither')")
     page.click(".go")
     page.wait(ANSWERED)
     picture, *parts = page.bodies[-1]["messages"][-1]["content"]
@@ -422,6 +435,8 @@ def test_sources_keep_their_promises():
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|new Function", scripts)
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)[a-z]", scripts)
     assert not re.search(r"<script(?![^>]* src=)|<style| style=| on\w+=", sources["index.html"])
+    lines = [line for name, text in sources.items() if name.endswith(".js") for line in text.splitlines()]
+    assert max(len(line) for line in lines if "：" not in line) <= 140
     assert max(len(text.splitlines()) for text in sources.values()) <= 400
     modules = {name for name in sources if name.endswith(".js")} - {"first_paint.js", "recorder_worklet.js"}
     assert set(re.findall(r'modulepreload" href="(\S+)"', sources["index.html"])) == modules  # one round trip for all

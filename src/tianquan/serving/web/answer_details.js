@@ -20,9 +20,14 @@ export function answerDetails(answer) {
     cached ? say("cachedShort", { value: count(cached) }) : null,
   ].filter(Boolean);
   return element(
-    "details", { class: "counters" },
+    "details",
+    { class: "counters" },
     element("summary", { title: say("details") }, ...line.map((part) => element("span", {}, part))),
-    element("dl", {}, ...rows(answer, rate).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)])),
+    element(
+      "dl",
+      {},
+      ...rows(answer, rate).flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]),
+    ),
   );
 }
 
@@ -36,13 +41,15 @@ function tokensPerSecond({ timings, usage, firstTokenMs, totalMs }) {
 function rows(answer, rate) {
   const { usage, timings, firstTokenMs, totalMs } = answer;
   const parts = usage?.prompt_tokens_details ?? {};
-  const counts = usage ? [
-    [say("promptTokens"), usage.prompt_tokens],
-    [say("imageTokens"), parts.image_tokens || null],
-    [say("audioTokens"), parts.audio_tokens || null],
-    [say("cachedTokens"), parts.cached_tokens],
-    [say("completionTokens"), usage.completion_tokens],
-  ] : [];
+  const counts = usage
+    ? [
+        [say("promptTokens"), usage.prompt_tokens],
+        [say("imageTokens"), parts.image_tokens || null],
+        [say("audioTokens"), parts.audio_tokens || null],
+        [say("cachedTokens"), parts.cached_tokens],
+        [say("completionTokens"), usage.completion_tokens],
+      ]
+    : [];
   const times = [
     [say("timeToFirst"), firstTokenMs],
     [say("timeQueue"), timings?.queue_ms],

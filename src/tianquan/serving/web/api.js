@@ -26,7 +26,14 @@ export class ApiError extends Error {
 export function describeError(error) {
   const { status, retryAfterS } = error;
   if (status === 429) return retryAfterS ? say("errorBusyFor", { seconds: retryAfterS }) : say("errorBusy");
-  const known = { 0: "errorNetwork", [-1]: "errorBroken", 401: "errorKey", 404: "errorModel", 413: "errorLarge", 503: "errorLoading" };
+  const known = {
+    0: "errorNetwork",
+    [-1]: "errorBroken",
+    401: "errorKey",
+    404: "errorModel",
+    413: "errorLarge",
+    503: "errorLoading",
+  };
   return say(known[status] ?? (status >= 500 ? "errorServer" : "errorRequest"));
 }
 
@@ -133,7 +140,9 @@ export class Api {
   /** Ask for another key than the refused one; requests that fail together ask once. */
   async #renewKey(refused) {
     if (this.#keeper.key !== refused) return true;
-    this.#asking ??= this.#askForKey(refused !== null).finally(() => { this.#asking = null; });
+    this.#asking ??= this.#askForKey(refused !== null).finally(() => {
+      this.#asking = null;
+    });
     const key = await this.#asking;
     if (key !== null) this.#keeper.key = key;
     return key !== null;
@@ -146,6 +155,8 @@ async function errorOf(response) {
   let detail = "";
   try {
     detail = String((await response.json()).error.message);
-  } catch { /* a proxy's page, not the server's error */ }
+  } catch {
+    /* a proxy's page, not the server's error */
+  }
   return new ApiError(response.status, detail, retryAfterS);
 }

@@ -12,12 +12,13 @@ import { keepChoice, KeyKeeper, readChoice, readSettings, readTheme, useTheme } 
 import { openSettings } from "./settings_dialog.js";
 import { browserLanguage, count, currentLanguage, fillStrings, say, useLanguage } from "./strings.js";
 import { Store } from "./store.js";
+import { takeFiles } from "./taken_files.js";
 import { runTurn } from "./turn.js";
 import { redrawAll } from "./waveform.js";
 
-const SAVE_EVERY_MS = 1500;  // while an answer grows
-const POLL_MS = 2000;  // while the server is not ready
-const FULL_SHARE = 0.85;  // of the context, from where on its use is shown as a warning
+const SAVE_EVERY_MS = 700; // while an answer grows; a page that goes away has no time to write
+const POLL_MS = 2000; // while the server is not ready
+const FULL_SHARE = 0.85; // of the context, from where on its use is shown as a warning
 
 /** Everything there is one of. */
 class Page {
@@ -25,7 +26,7 @@ class Page {
   #api = new Api(new KeyKeeper(), askForKey);
   #conversations = [];
   #open = newConversation(readSettings());
-  #turns = new Map();  // conversation id -> AbortController of the answer that is being written
+  #turns = new Map(); // conversation id -> AbortController of the answer that is being written
   #models = [];
   #list;
   #chat;
@@ -38,28 +39,36 @@ class Page {
       onStop: () => this.#stop(),
       transcribe,
     });
-    this.#chat = new ChatView({
-      transcribe,
-      readMedium: (id) => this.#store.readMedium(id),
-      onEdit: (message, text) => this.#edit(message, text),
-      onAgain: (message) => this.#again(message),
-      onTranscript: () => this.#save(this.#open),
-    }, [
-      { icon: "picture", key: "tryPicture", action: () => this.#try("describePicture", "image/*") },
-      { icon: "wave", key: "trySound", action: () => this.#try("describeSound", "audio/*,.m4a,.opus,.flac,.ogg,.webm") },
-      { icon: "microphone", key: "trySpeak", action: () => this.#composer.record() },
-      { icon: "text", key: "tryWrite", action: () => this.#composer.suggest(say("writeExample")) },
-    ]);
+    this.#chat = new ChatView(
+      {
+        transcribe,
+        readMedium: (id) => this.#store.readMedium(id),
+        onEdit: (message, text) => this.#edit(message, text),
+        onAgain: (message) => this.#again(message),
+        onTranscript: () => this.#save(this.#open),
+      },
+      [
+        { icon: "picture", key: "tryPicture", action: () => this.#try("describePicture", "image/*") },
+        {
+          icon: "wave",
+          key: "trySound",
+          action: () => this.#try("describeSound", "audio/*,.m4a,.opus,.flac,.ogg,.webm"),
+        },
+        { icon: "microphone", key: "trySpeak", action: () => this.#composer.record() },
+        { icon: "text", key: "tryWrite", action: () => this.#composer.suggest(say("writeExample")) },
+      ],
+    );
     this.#list = new ConversationList({
       onOpen: (conversation) => this.#show(conversation),
       onRename: (conversation, title) => this.#rename(conversation, title),
       onSaveMarkdown: (conversation) => saveFile(markdownFile(conversation), `${fileStem(conversation)}.md`),
-      onSaveJson: async (conversation) => saveFile(await jsonFile(conversation, (id) => this.#store.readMedium(id)), `${fileStem(conversation)}.json`),
+      onSaveJson: async (conversation) =>
+        saveFile(await jsonFile(conversation, (id) => this.#store.readMedium(id)), `${fileStem(conversation)}.json`),
       onRemove: (conversation) => this.#remove(conversation),
     });
     this.#bindButtons();
     this.#bindKeys();
-    this.#bindDrops();
+    takeFiles(document.getElementById("conversation"), (files) => this.#composer.addFiles(files));
   }
 
   /** Read what is kept, show it, and wait for the server. */
@@ -68,7 +77,7 @@ class Page {
     if (!(await this.#store.open())) notice(say("notKept"));
     this.#conversations = await this.#store.list();
     for (const message of this.#conversations.flatMap((conversation) => conversation.messages)) {
-      if (message.finish === null) message.finish = "interrupted";  // the page went away while it was written
+      if (message.finish === null) message.finish = "interrupted"; // the page went away while it was written
     }
     const kept = this.#conversations.find(({ id }) => id === window.location.hash.slice(1));
     this.#show(kept ?? this.#open);
@@ -83,11 +92,15 @@ class Page {
       line.hidden = state === "ready";
       if (state === "ready") break;
       line.textContent = say(state);
-      await new Promise((resolve) => { setTimeout(resolve, POLL_MS); });
+      await new Promise((resolve) => {
+        setTimeout(resolve, POLL_MS);
+      });
     }
     try {
       this.#models = await this.#api.models();
-    } catch { /* without a key there is no list; the first message asks again */ }
+    } catch {
+      /* without a key there is no list; the first message asks again */
+    }
     const select = document.getElementById("model");
     select.replaceChildren(...this.#models.map(({ id }) => element("option", { value: id }, id)));
     select.hidden = this.#models.length < 2;
@@ -134,7 +147,9 @@ class Page {
   async #send(text, attachments) {
     const conversation = this.#open;
     const media = attachments.map(({ blob, shrunkFrom, isCompressed, ...medium }) => medium);
-    await this.#keep(Promise.all(attachments.map(({ id, blob }) => this.#store.writeMedium(conversation.id, id, blob))));
+    await this.#keep(
+      Promise.all(attachments.map(({ id, blob }) => this.#store.writeMedium(conversation.id, id, blob))),
+    );
     const message = newMessage("user", text, media);
     conversation.messages.push(message);
     if (!this.#conversations.includes(conversation)) this.#conversations.push(conversation);
@@ -161,7 +176,10 @@ class Page {
     let savedMs = Date.now();
     try {
       await runTurn(conversation, answer, {
-        api: this.#api, model: this.#model(), readMedium: (id) => this.#store.readMedium(id), signal: controller.signal,
+        api: this.#api,
+        model: this.#model(),
+        readMedium: (id) => this.#store.readMedium(id),
+        signal: controller.signal,
         onChange: () => {
           this.#chat.update(answer);
           if (Date.now() - savedMs < SAVE_EVERY_MS) return;
@@ -172,7 +190,7 @@ class Page {
     } finally {
       if (this.#turns.get(conversation.id) === controller) this.#turns.delete(conversation.id);
     }
-    if (!this.#conversations.includes(conversation)) return;  // deleted meanwhile
+    if (!this.#conversations.includes(conversation)) return; // deleted meanwhile
     await this.#save(conversation);
     if (conversation === this.#open) this.#endAnswer(answer);
     this.#showHead();
@@ -210,12 +228,15 @@ class Page {
     const before = [...conversation.messages];
     conversation.messages.splice(at);
     if (!losesTurns) return;
-    notice(say("laterRemoved"), { label: say("undo"), action: () => {
-      this.#turns.get(conversation.id)?.abort();
-      conversation.messages = before;
-      this.#save(conversation);
-      if (conversation === this.#open) this.#show(conversation);
-    } });
+    notice(say("laterRemoved"), {
+      label: say("undo"),
+      action: () => {
+        this.#turns.get(conversation.id)?.abort();
+        conversation.messages = before;
+        this.#save(conversation);
+        if (conversation === this.#open) this.#show(conversation);
+      },
+    });
   }
 
   #rename(conversation, title) {
@@ -230,11 +251,17 @@ class Page {
     const removed = await this.#keep(this.#store.remove(conversation));
     if (conversation === this.#open) this.#show(newConversation(readSettings()));
     else this.#showHead();
-    notice(say("removed", { title: titleOf(conversation) }), removed && { label: say("undo"), action: async () => {
-      await this.#keep(this.#store.restore(removed));
-      this.#conversations.push(conversation);
-      this.#show(conversation);
-    } });
+    notice(
+      say("removed", { title: titleOf(conversation) }),
+      removed && {
+        label: say("undo"),
+        action: async () => {
+          await this.#keep(this.#store.restore(removed));
+          this.#conversations.push(conversation);
+          this.#show(conversation);
+        },
+      },
+    );
   }
 
   #save(conversation) {
@@ -288,11 +315,13 @@ class Page {
     on("close-sidebar", () => showSidebar(false));
     on("backdrop", () => showSidebar(false));
     on("new-conversation", () => this.#show(newConversation(readSettings())));
-    on("open-settings", () => openSettings(this.#open.settings, (settings) => {
-      this.#open.settings = settings;
-      keepChoice("settings", settings);
-      this.#save(this.#open);
-    }));
+    on("open-settings", () =>
+      openSettings(this.#open.settings, (settings) => {
+        this.#open.settings = settings;
+        keepChoice("settings", settings);
+        this.#save(this.#open);
+      }),
+    );
     on("switch-language", () => {
       const language = currentLanguage() === "en" ? "zh" : "en";
       keepChoice("language", language);
@@ -317,7 +346,8 @@ class Page {
       if (event.defaultPrevented || document.querySelector("dialog[open], [popover]:popover-open")) return;
       if (event.key === "Escape") {
         if (this.#composer.recording.isActive) this.#composer.recording.cancel();
-        else if (document.getElementById("page").classList.contains("shows-sidebar")) document.getElementById("close-sidebar").click();
+        else if (document.getElementById("page").classList.contains("shows-sidebar"))
+          document.getElementById("close-sidebar").click();
         else this.#stop();
       } else if (event.altKey && event.code === "KeyN") {
         event.preventDefault();
@@ -329,31 +359,6 @@ class Page {
           this.#chat.edit(last);
         }
       }
-    });
-  }
-
-  #bindDrops() {
-    const main = document.getElementById("conversation");
-    const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
-    let depth = 0;  // enter and leave come for every element in between
-    const mark = (step) => {
-      depth = step === 0 ? 0 : Math.max(0, depth + step);
-      main.classList.toggle("is-target", depth > 0);
-    };
-    window.addEventListener("dragenter", (event) => hasFiles(event) && mark(1));
-    window.addEventListener("dragleave", (event) => hasFiles(event) && mark(-1));
-    window.addEventListener("dragover", (event) => hasFiles(event) && event.preventDefault());
-    window.addEventListener("drop", (event) => {
-      if (!hasFiles(event)) return;
-      event.preventDefault();
-      mark(0);
-      this.#composer.addFiles([...event.dataTransfer.files]);
-    });
-    document.addEventListener("paste", (event) => {
-      const files = [...(event.clipboardData?.files ?? [])];
-      if (files.length === 0) return;  // text goes where the cursor is
-      event.preventDefault();
-      this.#composer.addFiles(files);
     });
   }
 }

@@ -4,14 +4,14 @@ import { AnswerView, UserView } from "./message_view.js";
 import { element, icon } from "./element.js";
 import { say } from "./strings.js";
 
-const NEAR_END = 90;  // pixels from the end that still count as reading the newest
+const NEAR_END = 90; // pixels from the end that still count as reading the newest
 
 /** The middle of the page. */
 export class ChatView {
   #views = new Map();
   #actions;
   #suggestions;
-  #changed = new Set();  // answers to update before the next frame
+  #changed = new Set(); // answers to update before the next frame
   #isFollowing = true;
 
   /**
@@ -25,14 +25,18 @@ export class ChatView {
     this.column = document.getElementById("column");
     this.toEnd = document.getElementById("to-end");
     this.toEnd.addEventListener("click", () => this.follow());
-    this.scroller.addEventListener("scroll", () => {
-      const { scrollHeight, scrollTop, clientHeight } = this.scroller;
-      this.#isFollowing = scrollHeight - scrollTop - clientHeight < NEAR_END;
-      this.toEnd.hidden = this.#isFollowing || this.#views.size === 0;
-    }, { passive: true });
+    this.scroller.addEventListener(
+      "scroll",
+      () => {
+        const { scrollHeight, scrollTop, clientHeight } = this.scroller;
+        this.#isFollowing = scrollHeight - scrollTop - clientHeight < NEAR_END;
+        this.toEnd.hidden = this.#isFollowing || this.#views.size === 0;
+      },
+      { passive: true },
+    );
     const sizes = new ResizeObserver(() => this.#keepEnd());
     sizes.observe(this.column);
-    sizes.observe(this.scroller);  // the composer grows into it
+    sizes.observe(this.scroller); // the composer grows into it
   }
 
   /**
@@ -45,7 +49,7 @@ export class ChatView {
     conversation.messages.forEach((message, n) => this.append(message, conversation.messages[n - 1]));
     this.follow();
     if (conversation.messages.length > 0) return;
-    this.#isFollowing = false;  // a welcome is read from its beginning
+    this.#isFollowing = false; // a welcome is read from its beginning
     this.column.append(this.#welcome());
     this.scroller.scrollTop = 0;
   }
@@ -57,9 +61,10 @@ export class ChatView {
    */
   append(message, previous) {
     if (this.#views.size === 0) this.column.replaceChildren();
-    const view = message.role === "user"
-      ? new UserView(message, this.#actions)
-      : new AnswerView(message, this.#actions, previous?.media ?? []);
+    const view =
+      message.role === "user"
+        ? new UserView(message, this.#actions)
+        : new AnswerView(message, this.#actions, previous?.media ?? []);
     this.#views.set(message.id, view);
     this.column.append(view.node);
   }
@@ -100,13 +105,24 @@ export class ChatView {
 
   #welcome() {
     return element(
-      "section", { class: "welcome" },
+      "section",
+      { class: "welcome" },
       element("img", { src: new URL("star.svg", import.meta.url), alt: "", width: "56", height: "56" }),
       element("h2", {}, say("welcome")),
       element("p", {}, say("welcomeMore")),
-      element("div", { class: "suggestions" }, ...this.#suggestions.map(({ icon: name, key, action }) =>
-        element("button", { type: "button", class: "suggestion", onclick: action },
-          icon(name), element("span", { class: "suggestion-title" }, say(key)), element("span", { class: "suggestion-more" }, say(`${key}More`))))),
+      element(
+        "div",
+        { class: "suggestions" },
+        ...this.#suggestions.map(({ icon: name, key, action }) =>
+          element(
+            "button",
+            { type: "button", class: "suggestion", onclick: action },
+            icon(name),
+            element("span", { class: "suggestion-title" }, say(key)),
+            element("span", { class: "suggestion-more" }, say(`${key}More`)),
+          ),
+        ),
+      ),
     );
   }
 }

@@ -25,7 +25,7 @@ export function isTouched() {
 /** The form at the foot of the page. */
 export class Composer {
   #actions;
-  #attachments = [];  // of {node, ready: Promise<?Attachment>}
+  #attachments = []; // of {node, ready: Promise<?Attachment>}
   #isBusy = false;
   #isSending = false;
 
@@ -38,12 +38,29 @@ export class Composer {
     this.form = form;
     this.tray = element("ul", { class: "tray" });
     this.question = element("textarea", { id: "question", rows: "1", autocomplete: "off", dir: "auto" });
-    this.files = element("input", { type: "file", id: "files", accept: ACCEPT, multiple: true, class: "unseen", tabindex: "-1" });
+    this.files = element("input", {
+      type: "file",
+      id: "files",
+      accept: ACCEPT,
+      multiple: true,
+      class: "unseen",
+      tabindex: "-1",
+    });
     this.attach = iconButton("attach", "", () => this.choose(ACCEPT));
     this.microphone = iconButton("microphone", "", () => this.record());
     this.go = element("button", { type: "submit", class: "go" });
-    this.recording = new RecordingBar((sound) => this.#addSound(sound), () => this.focus());
-    const bar = element("div", { class: "composer-bar" }, this.attach, this.microphone, element("span", { class: "spring" }), this.go);
+    this.recording = new RecordingBar(
+      (sound) => this.#addSound(sound),
+      () => this.focus(),
+    );
+    const bar = element(
+      "div",
+      { class: "composer-bar" },
+      this.attach,
+      this.microphone,
+      element("span", { class: "spring" }),
+      this.go,
+    );
     form.append(this.tray, this.recording.node, this.question, bar, this.files);
     form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -54,14 +71,17 @@ export class Composer {
     this.question.addEventListener("input", () => this.#fit());
     this.files.addEventListener("change", () => {
       this.addFiles([...this.files.files]);
-      this.files.value = "";  // the same file may be chosen again
+      this.files.value = ""; // the same file may be chosen again
     });
     this.useLanguage();
   }
 
   /** Show the strings in the page's language. */
   useLanguage() {
-    for (const [button, key] of [[this.attach, "attach"], [this.microphone, "record"]]) {
+    for (const [button, key] of [
+      [this.attach, "attach"],
+      [this.microphone, "record"],
+    ]) {
       button.setAttribute("aria-label", say(key));
       button.title = say(key);
     }
@@ -118,11 +138,21 @@ export class Composer {
   addFiles(files) {
     for (const file of files) {
       const name = file.name || say("pastedName");
-      if (soundType(file) !== null) this.#add(name, readSound(file).then((sound) => ({ kind: "sound", ...sound })));
+      if (soundType(file) !== null)
+        this.#add(
+          name,
+          readSound(file).then((sound) => ({ kind: "sound", ...sound })),
+        );
       else if (file.type.startsWith("image/") || /\.(png|jpe?g|webp|gif|bmp|avif)$/i.test(name)) {
-        this.#add(name, readPicture(file).then((picture) => ({ kind: "picture", ...picture }), () => {
-          throw new Error(say("errorPicture", { name }));
-        }));
+        this.#add(
+          name,
+          readPicture(file).then(
+            (picture) => ({ kind: "picture", ...picture }),
+            () => {
+              throw new Error(say("errorPicture", { name }));
+            },
+          ),
+        );
       } else notice(say("errorKind", { name }));
     }
     if (!isTouched()) this.focus();
@@ -134,34 +164,46 @@ export class Composer {
   }
 
   #add(name, reading) {
-    const node = element("li", { class: "attachment is-reading" }, element("span", { class: "reading" }, say("reading", { name })));
+    const node = element(
+      "li",
+      { class: "attachment is-reading" },
+      element("span", { class: "reading" }, say("reading", { name })),
+    );
     const item = { node, ready: null };
     const remove = () => {
       this.#attachments = this.#attachments.filter((other) => other !== item);
       node.remove();
       this.#show();
     };
-    const removeButton = iconButton("close", say("removeAttachment", { name }), () => {
-      remove();
-      this.focus();
-    }, "quiet remove");
-    item.ready = reading.then((medium) => {
-      const attachment = { id: newId(), name, ...medium };
-      node.className = `attachment is-${medium.kind}`;
-      node.replaceChildren(...this.#preview(attachment), removeButton);
-      return attachment;
-    }).catch((error) => {
-      remove();
-      notice(error.message);
-      return null;
-    });
+    const removeButton = iconButton(
+      "close",
+      say("removeAttachment", { name }),
+      () => {
+        remove();
+        this.focus();
+      },
+      "quiet remove",
+    );
+    item.ready = reading
+      .then((medium) => {
+        const attachment = { id: newId(), name, ...medium };
+        node.className = `attachment is-${medium.kind}`;
+        node.replaceChildren(...this.#preview(attachment), removeButton);
+        return attachment;
+      })
+      .catch((error) => {
+        remove();
+        notice(error.message);
+        return null;
+      });
     this.#attachments.push(item);
     this.tray.append(node);
     this.#show();
   }
 
   #preview(attachment) {
-    if (attachment.kind === "sound") return [soundBlock(attachment, attachment.blob, this.#actions.transcribe, () => {})];
+    if (attachment.kind === "sound")
+      return [soundBlock(attachment, attachment.blob, this.#actions.transcribe, () => {})];
     const { shrunkFrom, isCompressed, width, height } = attachment;
     if (shrunkFrom) notice(say("pictureShrunk", { from: shrunkFrom, to: `${width}×${height}` }));
     else if (isCompressed) notice(say("pictureShrunkFile"));
@@ -189,8 +231,9 @@ export class Composer {
   }
 
   #onKey(event) {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;  // 229: an input method is at work
-    if (isTouched()) return;  // on a phone's keyboard Enter is the only way to a new line, and the button is under the thumb
+    const isInputMethod = event.isComposing || event.keyCode === 229; // its Enter chooses a word
+    if (event.key !== "Enter" || event.shiftKey || isInputMethod) return;
+    if (isTouched()) return; // a phone's keyboard has no other way to a new line, and the button is under the thumb
     event.preventDefault();
     this.send();
   }

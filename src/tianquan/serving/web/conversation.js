@@ -89,7 +89,7 @@ async function openaiMessages(conversation, system, detail, readMedium) {
     if (media.length > 0) {
       const parts = await Promise.all(media.map((medium) => mediumParts(medium, detail, readMedium)));
       messages.push({ role, content: [...parts.flat(), ...(text ? [{ type: "text", text }] : [])] });
-    } else if (text) messages.push({ role, content: text });  // an answer that failed has none
+    } else if (text) messages.push({ role, content: text }); // an answer that failed has none
   }
   return messages;
 }
@@ -99,12 +99,14 @@ async function mediumParts({ id, kind, seconds }, detail, readMedium) {
   const blob = await readMedium(id);
   if (blob === null) return [];
   if (kind === "picture") return [{ type: "image_url", image_url: { url: await dataUrl(blob), detail } }];
-  return Promise.all((await partsOf(blob, seconds)).map(async (part) => {
-    const url = await dataUrl(part);
-    const format = { "audio/wav": "wav", "audio/mpeg": "mp3" }[part.type];
-    if (format === undefined) return { type: "audio_url", audio_url: { url } };
-    return { type: "input_audio", input_audio: { data: url.slice(url.indexOf(",") + 1), format } };
-  }));
+  return Promise.all(
+    (await partsOf(blob, seconds)).map(async (part) => {
+      const url = await dataUrl(part);
+      const format = { "audio/wav": "wav", "audio/mpeg": "mp3" }[part.type];
+      if (format === undefined) return { type: "audio_url", audio_url: { url } };
+      return { type: "input_audio", input_audio: { data: url.slice(url.indexOf(",") + 1), format } };
+    }),
+  );
 }
 
 /**
@@ -150,5 +152,10 @@ export function markdownFile(conversation) {
  * @returns {string} its title as the stem of a file name.
  */
 export function fileStem(conversation) {
-  return titleOf(conversation).replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 40) || "conversation";
+  return (
+    titleOf(conversation)
+      .replace(/[^\p{L}\p{N}]+/gu, "-")
+      .replace(/^-|-$/g, "")
+      .slice(0, 40) || "conversation"
+  );
 }

@@ -33,11 +33,23 @@ export class ConversationList {
 
   #entry(conversation, isOpen) {
     const title = titleOf(conversation);
-    const name = element("button", {
-      type: "button", class: "conversation-name", title, "aria-current": isOpen ? "page" : null,
-      onclick: () => this.#actions.onOpen(conversation),
-    }, title);
-    const more = iconButton("more", say("actionsOf", { title }), () => this.#openMenu(conversation, more, entry), "quiet more");
+    const name = element(
+      "button",
+      {
+        type: "button",
+        class: "conversation-name",
+        title,
+        "aria-current": isOpen ? "page" : null,
+        onclick: () => this.#actions.onOpen(conversation),
+      },
+      title,
+    );
+    const more = iconButton(
+      "more",
+      say("actionsOf", { title }),
+      () => this.#openMenu(conversation, more, entry),
+      "quiet more",
+    );
     more.setAttribute("aria-haspopup", "menu");
     const entry = element("li", { class: isOpen ? "is-open" : "" }, name, more);
     return entry;
@@ -58,7 +70,7 @@ export class ConversationList {
     input.value = titleOf(conversation);
     let isDone = false;
     const finish = (title) => {
-      if (isDone) return;  // taking the input away makes it lose the focus, which would finish again
+      if (isDone) return; // taking the input away makes it lose the focus, which would finish again
       isDone = true;
       this.#actions.onRename(conversation, title);
     };

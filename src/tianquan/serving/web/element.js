@@ -58,7 +58,11 @@ const ICONS = {
  */
 export function icon(name) {
   const svg = document.createElementNS(SVG, "svg");
-  for (const [key, value] of [["viewBox", "0 0 24 24"], ["class", `icon icon-${name}`], ["aria-hidden", "true"]]) {
+  for (const [key, value] of [
+    ["viewBox", "0 0 24 24"],
+    ["class", `icon icon-${name}`],
+    ["aria-hidden", "true"],
+  ]) {
     svg.setAttribute(key, value);
   }
   const path = document.createElementNS(SVG, "path");
@@ -76,7 +80,11 @@ export function icon(name) {
  * @returns {HTMLButtonElement} the button.
  */
 export function iconButton(iconName, label, onclick, className = "quiet") {
-  return element("button", { type: "button", class: className, "aria-label": label, title: label, onclick }, icon(iconName));
+  return element(
+    "button",
+    { type: "button", class: className, "aria-label": label, title: label, onclick },
+    icon(iconName),
+  );
 }
 
 /**

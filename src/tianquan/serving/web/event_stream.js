@@ -16,7 +16,7 @@ export async function* readEvents(stream) {
     for (;;) {
       const { value, done } = await reader.read();
       if (done) break;
-      const lines = (rest + value).split(/\r\n|\n|\r(?!$)/);  // a final \r may be half of \r\n
+      const lines = (rest + value).split(/\r\n|\n|\r(?!$)/); // a final \r may be half of \r\n
       rest = lines.pop();
       for (const line of lines) {
         if (line.startsWith("data:")) data.push(line.slice(line[5] === " " ? 6 : 5));
@@ -27,6 +27,6 @@ export async function* readEvents(stream) {
       }
     }
   } finally {
-    reader.cancel().catch(() => {});  // the caller left early: the server must hear of it
+    reader.cancel().catch(() => {}); // the caller left early: the server must hear of it
   }
 }

@@ -9,7 +9,7 @@
 const MAX_DEPTH = 8;
 const FENCE = /^ {0,3}(`{3,}|~{3,})(.*)$/;
 const HEADING = /^ {0,3}(#{1,6})(?:[ \t]+(.*))?$/;
-const MARKER = /^( *)([-*+]|\d{1,9}[.)]) +(?=\S)/;  // a mark alone is not a list yet: the answer may go on with `**`
+const MARKER = /^( *)([-*+]|\d{1,9}[.)]) +(?=\S)/; // a mark alone is not a list yet: the answer may go on with `**`
 const TASK = /^\[([ xX])\] +/;
 const CELL_RULE = /^:?-+:?$/;
 
@@ -26,7 +26,10 @@ const CELL_RULE = /^:?-+:?$/;
  * @returns {Array<Block & {source: string}>} the blocks, each with the lines it was read from.
  */
 export function parseBlocks(text) {
-  const lines = text.replace(/\r\n?/g, "\n").split("\n").map((line) => line.replace(/^[ \t]+/, expandTabs));
+  const lines = text
+    .replace(/\r\n?/g, "\n")
+    .split("\n")
+    .map((line) => line.replace(/^[ \t]+/, expandTabs));
   return readBlocks(lines, 0);
 }
 
@@ -54,7 +57,10 @@ function readBlock(lines, at, depth) {
   if (FENCE.test(line)) return readCode(lines, at);
   const heading = HEADING.exec(line);
   if (heading) {
-    const text = (heading[2] ?? "").trim().replace(/(^|[ \t])#+$/, "").trim();
+    const text = (heading[2] ?? "")
+      .trim()
+      .replace(/(^|[ \t])#+$/, "")
+      .trim();
     return [{ type: "heading", level: heading[1].length, text }, at + 1];
   }
   if (isRule(line)) return [{ type: "rule" }, at + 1];
@@ -63,7 +69,16 @@ function readBlock(lines, at, depth) {
   if (isTable(lines, at)) return readTable(lines, at);
   let end = at + 1;
   while (end < lines.length && !interrupts(lines, end)) end += 1;
-  return [{ type: "paragraph", text: lines.slice(at, end).map((l) => l.trim()).join("\n") }, end];
+  return [
+    {
+      type: "paragraph",
+      text: lines
+        .slice(at, end)
+        .map((l) => l.trim())
+        .join("\n"),
+    },
+    end,
+  ];
 }
 
 /** Whether a line ends the paragraph before it. */
@@ -94,14 +109,21 @@ function readCode(lines, at) {
     return bare.length >= fence.length && [...bare].every((c) => c === fence[0]);
   };
   while (end < lines.length && !isEnd(lines[end])) end += 1;
-  const text = lines.slice(at + 1, end).map((line) => outdent(line, indent)).join("\n");
+  const text = lines
+    .slice(at + 1, end)
+    .map((line) => outdent(line, indent))
+    .join("\n");
   const language = info.trim().split(/\s/)[0];
   return [{ type: "code", language, text }, Math.min(end + 1, lines.length)];
 }
 
 function readQuote(lines, at, depth) {
   let end = at;
-  while (end < lines.length && (isQuote(lines[end]) || (lines[end].trim() !== "" && end > at && !interrupts(lines, end)))) end += 1;
+  while (
+    end < lines.length &&
+    (isQuote(lines[end]) || (lines[end].trim() !== "" && end > at && !interrupts(lines, end)))
+  )
+    end += 1;
   const inner = lines.slice(at, end).map((line) => line.replace(/^ *> ?/, ""));
   return [{ type: "quote", blocks: readBlocks(inner, depth + 1) }, end];
 }
@@ -114,9 +136,12 @@ function readList(lines, at, depth) {
   let end = at;
   while (end < lines.length) {
     const marker = MARKER.exec(lines[end]);
-    if (!marker || marker[1].length > baseIndent + 1 || (marker[2].length > 1) !== isOrdered || isRule(lines[end])) break;
+    if (!marker || marker[1].length > baseIndent + 1 || marker[2].length > 1 !== isOrdered || isRule(lines[end])) break;
     const itemEnd = endOfItem(lines, end, marker[1].length);
-    const inner = [lines[end].slice(marker[0].length), ...lines.slice(end + 1, itemEnd).map((l) => outdent(l, marker[0].length))];
+    const inner = [
+      lines[end].slice(marker[0].length),
+      ...lines.slice(end + 1, itemEnd).map((l) => outdent(l, marker[0].length)),
+    ];
     const task = TASK.exec(inner[0]);
     if (task) inner[0] = inner[0].slice(task[0].length);
     items.push({ blocks: readBlocks(inner, depth + 1), checked: task ? task[1] !== " " : null });

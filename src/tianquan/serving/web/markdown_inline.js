@@ -6,16 +6,22 @@
  */
 
 const MAX_DEPTH = 6;
-const MAX_LINK_LENGTH = 1000;  // of its words and of its address; without it unclosed brackets would cost n^2
+const MAX_LINK_LENGTH = 1000; // of its words and of its address; without it unclosed brackets would cost n^2
 const PUNCTUATION = /[!-/:-@[-`{-~]/;
 const BARE_URL = /https?:\/\/[^\s<>"'`\u3000-\u303f\uff00-\uffef]+/y;
 const BREAK_TAG = /<br ?\/?>/iy;
 const SAFE_PROTOCOLS = new Set(["http:", "https:", "mailto:"]);
-const MARKS = [["**", "strong"], ["__", "strong"], ["~~", "strike"], ["*", "emphasis"], ["_", "emphasis"]];
+const MARKS = [
+  ["**", "strong"],
+  ["__", "strong"],
+  ["~~", "strike"],
+  ["*", "emphasis"],
+  ["_", "emphasis"],
+];
 
 /**
- * @typedef {{type: "text"|"code", text: string} | {type: "break"} | {type: "strong"|"emphasis"|"strike", nodes: Inline[]} |
- *   {type: "link", url: string, nodes: Inline[]}} Inline
+ * @typedef {{type: "text"|"code", text: string} | {type: "break"} |
+ *   {type: "strong"|"emphasis"|"strike", nodes: Inline[]} | {type: "link", url: string, nodes: Inline[]}} Inline
  */
 
 /**
@@ -33,7 +39,7 @@ export function parseInline(text) {
  */
 export function safeUrl(address) {
   try {
-    const url = new URL(address.trim());  // without a base: relative addresses would lead into this server
+    const url = new URL(address.trim()); // without a base: relative addresses would lead into this server
     return SAFE_PROTOCOLS.has(url.protocol) ? url.href : null;
   } catch {
     return null;
@@ -48,7 +54,7 @@ class InlineReader {
   #withLinks;
   #nodes = [];
   #plain = "";
-  #missing = new Set();  // closing marks known not to follow, which keeps unclosed marks linear
+  #missing = new Set(); // closing marks known not to follow, which keeps unclosed marks linear
 
   constructor(text, depth, withLinks) {
     this.#text = text;
@@ -69,15 +75,26 @@ class InlineReader {
 
   #readSpecial() {
     switch (this.#text[this.#at]) {
-      case "\\": return this.#readEscape();
-      case "\n": return this.#push({ type: "break" }, this.#at + 1);
-      case "`": return this.#readCode();
-      case "*": case "_": case "~": return this.#depth < MAX_DEPTH && this.#readMarks();
-      case "[": return this.#readLink(this.#at);
-      case "!": return this.#text[this.#at + 1] === "[" && this.#readLink(this.#at + 1);  // a picture is shown as a link
-      case "<": return this.#readTag();
-      case "h": return this.#readBareUrl();
-      default: return false;
+      case "\\":
+        return this.#readEscape();
+      case "\n":
+        return this.#push({ type: "break" }, this.#at + 1);
+      case "`":
+        return this.#readCode();
+      case "*":
+      case "_":
+      case "~":
+        return this.#depth < MAX_DEPTH && this.#readMarks();
+      case "[":
+        return this.#readLink(this.#at);
+      case "!":
+        return this.#text[this.#at + 1] === "[" && this.#readLink(this.#at + 1); // a picture is shown as a link
+      case "<":
+        return this.#readTag();
+      case "h":
+        return this.#readBareUrl();
+      default:
+        return false;
     }
   }
 
@@ -155,7 +172,7 @@ class InlineReader {
   }
 
   #closes(mark, at, length, begin) {
-    const isLongEnough = length === mark.length || length >= 3;  // `***` closes both of a pair
+    const isLongEnough = length === mark.length || length >= 3; // `***` closes both of a pair
     if (!isLongEnough || at === begin || /\s/.test(this.#text[at - 1])) return false;
     return mark[0] !== "_" || !/[\p{L}\p{N}]/u.test(this.#text[at + length] ?? " ");
   }
@@ -167,12 +184,16 @@ class InlineReader {
     const end = closingBracket(this.#text, close + 1, "(", ")");
     if (end < 0) return false;
     const label = this.#text.slice(open + 1, close);
-    const address = this.#text.slice(close + 2, end).trim().replace(/\s+(?:"[^"]*"|'[^']*')$/, "").replace(/^<(.*)>$/, "$1");
+    const address = this.#text
+      .slice(close + 2, end)
+      .trim()
+      .replace(/\s+(?:"[^"]*"|'[^']*')$/, "")
+      .replace(/^<(.*)>$/, "$1");
     const nodes = new InlineReader(label || address, this.#depth + 1, false).read();
     const url = safeUrl(address);
     if (url !== null) return this.#push({ type: "link", url, nodes }, end + 1);
     this.#flush();
-    this.#nodes.push(...nodes);  // an address that could run something, or lead into this server: its words only
+    this.#nodes.push(...nodes); // an address that could run something, or lead into this server: its words only
     this.#at = end + 1;
     return true;
   }

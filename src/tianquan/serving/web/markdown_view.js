@@ -39,8 +39,8 @@ export class MarkdownView {
 function parseGrowing(text) {
   const blocks = parseBlocks(leafOf(parseBlocks(text))?.type === "code" ? text : closeMarks(text));
   const last = blocks.at(-1);
-  if (last?.type === "paragraph") last.text = last.text.replace(/(^|\n)\|[^]*$/, "");  // the head of a table to come
-  if (last) last.source += "\0";  // to be made anew when the text has ended, even where nothing more came
+  if (last?.type === "paragraph") last.text = last.text.replace(/(^|\n)\|[^]*$/, ""); // the head of a table to come
+  if (last) last.source += "\0"; // to be made anew when the text has ended, even where nothing more came
   return blocks;
 }
 
@@ -64,13 +64,20 @@ function closeMarks(text) {
 
 function renderBlock(block) {
   switch (block.type) {
-    case "code": return renderCode(block);
-    case "rule": return element("hr");
-    case "heading": return element(`h${Math.min(block.level + 2, 6)}`, {}, ...renderInline(block.text));  // h1, h2 are the page's
-    case "quote": return element("blockquote", {}, ...block.blocks.map(renderBlock));
-    case "list": return renderList(block);
-    case "table": return renderTable(block);
-    default: return element("p", {}, ...renderInline(block.text));
+    case "code":
+      return renderCode(block);
+    case "rule":
+      return element("hr");
+    case "heading":
+      return element(`h${Math.min(block.level + 2, 6)}`, {}, ...renderInline(block.text)); // h1, h2 are the page's
+    case "quote":
+      return element("blockquote", {}, ...block.blocks.map(renderBlock));
+    case "list":
+      return renderList(block);
+    case "table":
+      return renderTable(block);
+    default:
+      return element("p", {}, ...renderInline(block.text));
   }
 }
 
@@ -80,23 +87,33 @@ function renderInline(text) {
 
 function renderNode(node) {
   switch (node.type) {
-    case "text": return document.createTextNode(node.text);
-    case "break": return element("br");
-    case "code": return element("code", {}, node.text);
+    case "text":
+      return document.createTextNode(node.text);
+    case "break":
+      return element("br");
+    case "code":
+      return element("code", {}, node.text);
     case "link":
       return element(
-        "a", { href: node.url, target: "_blank", rel: "noopener noreferrer nofollow" }, ...node.nodes.map(renderNode),
+        "a",
+        { href: node.url, target: "_blank", rel: "noopener noreferrer nofollow" },
+        ...node.nodes.map(renderNode),
       );
-    default: return element(TAGS[node.type], {}, ...node.nodes.map(renderNode));
+    default:
+      return element(TAGS[node.type], {}, ...node.nodes.map(renderNode));
   }
 }
 
 function renderList({ start, items }) {
   const isOrdered = start !== null;
   return element(
-    isOrdered ? "ol" : "ul", isOrdered && start !== 1 ? { start } : {}, ...items.map(({ blocks, checked }) => {
+    isOrdered ? "ol" : "ul",
+    isOrdered && start !== 1 ? { start } : {},
+    ...items.map(({ blocks, checked }) => {
       const isOneParagraph = blocks.length > 0 && blocks[0].type === "paragraph";
-      const children = isOneParagraph ? [...renderInline(blocks[0].text), ...blocks.slice(1).map(renderBlock)] : blocks.map(renderBlock);
+      const children = isOneParagraph
+        ? [...renderInline(blocks[0].text), ...blocks.slice(1).map(renderBlock)]
+        : blocks.map(renderBlock);
       if (checked === null) return element("li", {}, ...children);
       const box = element("input", { type: "checkbox", disabled: true, checked });
       return element("li", { class: "task" }, box, ...children);
@@ -105,21 +122,31 @@ function renderList({ start, items }) {
 }
 
 function renderTable({ aligns, head, rows }) {
-  const cells = (tag, row) => row.map((cell, n) => element(tag, { class: `align-${aligns[n]}` }, ...renderInline(cell)));
+  const cells = (tag, row) =>
+    row.map((cell, n) => element(tag, { class: `align-${aligns[n]}` }, ...renderInline(cell)));
   // a wide table scrolls by itself, with the keyboard too
   return element(
-    "div", { class: "table", tabindex: "0", role: "region", "aria-label": say("table") },
-    element("table", {},
+    "div",
+    { class: "table", tabindex: "0", role: "region", "aria-label": say("table") },
+    element(
+      "table",
+      {},
       element("thead", {}, element("tr", {}, ...cells("th", head))),
-      element("tbody", {}, ...rows.map((row) => element("tr", {}, ...cells("td", row))))),
+      element("tbody", {}, ...rows.map((row) => element("tr", {}, ...cells("td", row)))),
+    ),
   );
 }
 
 function renderCode({ language, text }) {
-  const button = element("button", { type: "button", class: "quiet copy-code", "aria-label": say("copyCode"), title: say("copyCode") }, icon("copy"));
+  const button = element(
+    "button",
+    { type: "button", class: "quiet copy-code", "aria-label": say("copyCode"), title: say("copyCode") },
+    icon("copy"),
+  );
   button.addEventListener("click", () => copyText(text, button));
   return element(
-    "figure", { class: "code" },
+    "figure",
+    { class: "code" },
     element("figcaption", {}, element("span", {}, language || say("code")), button),
     element("pre", { tabindex: "0" }, element("code", {}, text)),
   );
@@ -133,7 +160,8 @@ function renderCode({ language, text }) {
 export async function copyText(text, button) {
   try {
     await navigator.clipboard.writeText(text);
-  } catch {  // plain http on a local network has no clipboard; the older command works there
+  } catch {
+    // plain http on a local network has no clipboard; the older command works there
     const area = element("textarea", { class: "unseen" });
     area.value = text;
     document.body.append(area);

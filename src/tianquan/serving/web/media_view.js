@@ -16,13 +16,34 @@ import { SoundPlayer } from "./waveform.js";
 export function pictureThumbnail(medium, blob) {
   const url = URL.createObjectURL(blob);
   const label = say("openPicture", { name: medium.name });
-  const image = element("img", { src: url, alt: medium.name, width: medium.width, height: medium.height, draggable: "false" });
-  return element("button", { type: "button", class: "thumbnail", "aria-label": label, title: medium.name, onclick: () => openPicture(url, medium.name) }, image);
+  const image = element("img", {
+    src: url,
+    alt: medium.name,
+    width: medium.width,
+    height: medium.height,
+    draggable: "false",
+  });
+  return element(
+    "button",
+    {
+      type: "button",
+      class: "thumbnail",
+      "aria-label": label,
+      title: medium.name,
+      onclick: () => openPicture(url, medium.name),
+    },
+    image,
+  );
 }
 
 function openPicture(url, name) {
   const close = () => dialog.close();
-  const dialog = element("dialog", { class: "picture-dialog", "aria-label": name, onclick: close, onclose: () => dialog.remove() });
+  const dialog = element("dialog", {
+    class: "picture-dialog",
+    "aria-label": name,
+    onclick: close,
+    onclose: () => dialog.remove(),
+  });
   dialog.append(element("img", { src: url, alt: name }), iconButton("close", say("close"), close));
   document.body.append(dialog);
   dialog.showModal();
@@ -60,7 +81,12 @@ export function soundBlock(medium, blob, transcribe, onTranscript) {
     show();
   });
   show();
-  const foot = element("div", { class: "sound-foot" }, ...notes.map((note) => note && element("span", {}, note)), button);
+  const foot = element(
+    "div",
+    { class: "sound-foot" },
+    ...notes.map((note) => note && element("span", {}, note)),
+    button,
+  );
   return element("div", { class: "sound-block" }, new SoundPlayer(medium, blob).node, foot, words);
 }
 

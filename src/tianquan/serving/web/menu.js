@@ -2,7 +2,7 @@
 
 import { element, icon } from "./element.js";
 
-const MARGIN = 8;  // pixels to the edge of the window
+const MARGIN = 8; // pixels to the edge of the window
 
 /**
  * Open a menu; it closes by itself when something else is pressed, with Escape, or when an entry is chosen.
@@ -11,14 +11,28 @@ const MARGIN = 8;  // pixels to the edge of the window
  */
 export function openMenu(button, entries) {
   const close = () => menu.remove();
-  const items = entries.map(({ icon: name, label, action, isGrave }) => element("button", {
-    type: "button", role: "menuitem", class: isGrave ? "is-grave" : "", onclick: () => {
-      close();
-      button.focus();
-      action();
-    },
-  }, icon(name), label));
-  const menu = element("div", { class: "menu", role: "menu", popover: "auto", "aria-label": button.getAttribute("aria-label") }, ...items);
+  const items = entries.map(({ icon: name, label, action, isGrave }) =>
+    element(
+      "button",
+      {
+        type: "button",
+        role: "menuitem",
+        class: isGrave ? "is-grave" : "",
+        onclick: () => {
+          close();
+          button.focus();
+          action();
+        },
+      },
+      icon(name),
+      label,
+    ),
+  );
+  const menu = element(
+    "div",
+    { class: "menu", role: "menu", popover: "auto", "aria-label": button.getAttribute("aria-label") },
+    ...items,
+  );
   menu.addEventListener("toggle", (event) => {
     if (event.newState === "closed") close();
   });

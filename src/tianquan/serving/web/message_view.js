@@ -39,7 +39,8 @@ export class UserView {
     const area = element("textarea", { class: "edit-area", rows: "2", dir: "auto", "aria-label": say("editLabel") });
     area.value = this.#message.text;
     const submit = () => {
-      if (area.value.trim() !== "" || this.#message.media.length > 0) this.#actions.onEdit(this.#message, area.value.trim());
+      if (area.value.trim() !== "" || this.#message.media.length > 0)
+        this.#actions.onEdit(this.#message, area.value.trim());
     };
     area.addEventListener("keydown", (event) => {
       if (event.key === "Escape") {
@@ -50,11 +51,25 @@ export class UserView {
         submit();
       }
     });
-    const fit = () => { area.style.height = "auto"; area.style.height = `${area.scrollHeight}px`; };
+    const fit = () => {
+      area.style.height = "auto";
+      area.style.height = `${area.scrollHeight}px`;
+    };
     area.addEventListener("input", fit);
-    this.node.replaceChildren(this.#media(), element("div", { class: "editor" }, area, element("div", { class: "editor-bar" },
-      element("button", { type: "button", class: "text-button", onclick: () => this.#show() }, say("cancel")),
-      element("button", { type: "button", class: "strong-button", onclick: submit }, say("saveEdit")))));
+    this.node.replaceChildren(
+      this.#media(),
+      element(
+        "div",
+        { class: "editor" },
+        area,
+        element(
+          "div",
+          { class: "editor-bar" },
+          element("button", { type: "button", class: "text-button", onclick: () => this.#show() }, say("cancel")),
+          element("button", { type: "button", class: "strong-button", onclick: submit }, say("saveEdit")),
+        ),
+      ),
+    );
     fit();
     area.focus();
   }
@@ -64,7 +79,12 @@ export class UserView {
     this.node.replaceChildren(
       this.#media(),
       ...(text ? [element("div", { class: "bubble", dir: "auto" }, text)] : []),
-      element("div", { class: "actions" }, text && copyButton(text), iconButton("edit", say("edit"), () => this.edit())),
+      element(
+        "div",
+        { class: "actions" },
+        text && copyButton(text),
+        iconButton("edit", say("edit"), () => this.edit()),
+      ),
     );
   }
 
@@ -103,7 +123,13 @@ export class AnswerView {
     this.#message = message;
     this.#actions = actions;
     this.#hears = media.at(-1)?.kind;
-    this.node = element("article", { class: "message answer", "aria-label": say("assistant") }, this.#text.node, this.#state, this.#foot);
+    this.node = element(
+      "article",
+      { class: "message answer", "aria-label": say("assistant") },
+      this.#text.node,
+      this.#state,
+      this.#foot,
+    );
     this.update();
   }
 
@@ -143,23 +169,32 @@ export class AnswerView {
 
   #endings(finish, error, text) {
     if (error) return [this.#errorBox(error)];
-    const key = { stopped: "stopped", interrupted: "interrupted", length: "cutAtLength" }[finish] ?? (finish !== null && text.trim() === "" ? "emptyAnswer" : null);
+    const key =
+      { stopped: "stopped", interrupted: "interrupted", length: "cutAtLength" }[finish] ??
+      (finish !== null && text.trim() === "" ? "emptyAnswer" : null);
     return key === null ? [] : [element("span", { class: "ending" }, say(key))];
   }
 
   #errorBox(error) {
     return element(
-      "div", { class: "error", role: "alert" },
+      "div",
+      { class: "error", role: "alert" },
       element("p", {}, describeError(error)),
       error.detail ? element("p", { class: "error-detail" }, error.detail) : null,
-      element("button", { type: "button", class: "strong-button", onclick: () => this.#actions.onAgain(this.#message) }, say("tryAgain")),
+      element(
+        "button",
+        { type: "button", class: "strong-button", onclick: () => this.#actions.onAgain(this.#message) },
+        say("tryAgain"),
+      ),
     );
   }
 
   #showFoot() {
     const { text, error } = this.#message;
     const copy = text && copyButton(text);
-    const again = error ? null : iconButton("again", say("regenerate"), () => this.#actions.onAgain(this.#message), "quiet again");
+    const again = error
+      ? null
+      : iconButton("again", say("regenerate"), () => this.#actions.onAgain(this.#message), "quiet again");
     this.#foot.replaceChildren(
       element("div", { class: "actions" }, copy, again),
       ...[answerDetails(this.#message)].filter(Boolean),

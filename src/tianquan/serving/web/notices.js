@@ -12,13 +12,27 @@ const SHOWN_MS = 7000;
  */
 export function notice(text, offer) {
   const close = () => node.remove();
-  const button = offer && element("button", {
-    type: "button", class: "text-button", onclick: () => {
-      close();
-      offer.action();
-    },
-  }, offer.label);
-  const node = element("div", { class: "notice" }, element("span", {}, text), button, iconButton("close", say("close"), close));
+  const button =
+    offer &&
+    element(
+      "button",
+      {
+        type: "button",
+        class: "text-button",
+        onclick: () => {
+          close();
+          offer.action();
+        },
+      },
+      offer.label,
+    );
+  const node = element(
+    "div",
+    { class: "notice" },
+    element("span", {}, text),
+    button,
+    iconButton("close", say("close"), close),
+  );
   let timer;
   const wait = () => {
     clearTimeout(timer);
@@ -39,5 +53,7 @@ export function notice(text, offer) {
 export function announce(text) {
   const region = document.getElementById("announcements");
   region.textContent = "";
-  requestAnimationFrame(() => { region.textContent = text; });  // the same words twice are read twice
+  requestAnimationFrame(() => {
+    region.textContent = text;
+  }); // the same words twice are read twice
 }

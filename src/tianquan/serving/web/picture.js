@@ -3,8 +3,8 @@
  * could not use the pixels anyway and the request would be refused for its size.
  */
 
-const MAX_SIDE = 2048;  // pixels; nine slices of 448 and an overview see less
-const MAX_BYTES = 4 * 2 ** 20;  // of one picture
+const MAX_SIDE = 2048; // pixels; nine slices of 448 and an overview see less
+const MAX_BYTES = 4 * 2 ** 20; // of one picture
 const JPEG_QUALITY = 0.9;
 const SENDABLE = new Set(["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"]);
 
@@ -26,8 +26,11 @@ export async function readPicture(file) {
     const canvas = draw(bitmap, Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale)));
     const blob = await encode(canvas, file.type);
     return {
-      blob, width: canvas.width, height: canvas.height,
-      shrunkFrom: scale < 1 ? `${width}×${height}` : null, isCompressed: scale === 1 && file.size > MAX_BYTES,
+      blob,
+      width: canvas.width,
+      height: canvas.height,
+      shrunkFrom: scale < 1 ? `${width}×${height}` : null,
+      isCompressed: scale === 1 && file.size > MAX_BYTES,
     };
   } finally {
     bitmap.close();
@@ -50,7 +53,7 @@ async function encode(canvas, type) {
     if (png.size <= MAX_BYTES) return png;
   }
   const context = canvas.getContext("2d");
-  context.globalCompositeOperation = "destination-over";  // JPEG has no transparency: what shows through is white
+  context.globalCompositeOperation = "destination-over"; // JPEG has no transparency: what shows through is white
   context.fillStyle = "#fff";
   context.fillRect(0, 0, canvas.width, canvas.height);
   return toBlob(canvas, "image/jpeg", JPEG_QUALITY);

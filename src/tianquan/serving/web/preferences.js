@@ -13,7 +13,12 @@ const PREFIX = "tianquan.";
 
 /** @type {Settings} */
 export const DEFAULT_SETTINGS = Object.freeze({
-  system: "", temperature: null, top_p: null, max_tokens: null, seed: null, detail: "auto",
+  system: "",
+  temperature: null,
+  top_p: null,
+  max_tokens: null,
+  seed: null,
+  detail: "auto",
 });
 
 /**
@@ -25,7 +30,8 @@ export const DEFAULT_SETTINGS = Object.freeze({
 export function readChoice(name, absent) {
   try {
     return JSON.parse(localStorage.getItem(PREFIX + name)) ?? absent;
-  } catch {  // storage is switched off, or holds what another version wrote
+  } catch {
+    // storage is switched off, or holds what another version wrote
     return absent;
   }
 }
@@ -38,7 +44,9 @@ export function readChoice(name, absent) {
 export function keepChoice(name, value) {
   try {
     localStorage.setItem(PREFIX + name, JSON.stringify(value));
-  } catch { /* storage is switched off: the choice lasts as long as the page */ }
+  } catch {
+    /* storage is switched off: the choice lasts as long as the page */
+  }
 }
 
 /** @returns {Settings} the settings of new conversations. */
@@ -62,7 +70,9 @@ export function useTheme(theme) {
   else root.dataset.theme = theme;
   try {
     localStorage.setItem(`${PREFIX}theme`, theme);
-  } catch { /* storage is switched off */ }
+  } catch {
+    /* storage is switched off */
+  }
 }
 
 /** The server's key, in the tab's own storage. */
@@ -72,7 +82,9 @@ export class KeyKeeper {
   constructor() {
     try {
       this.#key = sessionStorage.getItem(`${PREFIX}key`);
-    } catch { /* storage is switched off */ }
+    } catch {
+      /* storage is switched off */
+    }
   }
 
   /** @returns {?string} the key, if one was given. */
@@ -86,6 +98,8 @@ export class KeyKeeper {
     try {
       if (key === null) sessionStorage.removeItem(`${PREFIX}key`);
       else sessionStorage.setItem(`${PREFIX}key`, key);
-    } catch { /* storage is switched off: the key lasts as long as the page */ }
+    } catch {
+      /* storage is switched off: the key lasts as long as the page */
+    }
   }
 }

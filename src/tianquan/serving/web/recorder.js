@@ -47,7 +47,10 @@ export class Recorder {
     this.#batches.push(batch);
     this.#numSamples += batch.length;
     const seconds = this.#numSamples / this.#context.sampleRate;
-    this.#onPeak(batch.reduce((peak, sample) => Math.max(peak, Math.abs(sample)), 0), seconds);
+    this.#onPeak(
+      batch.reduce((peak, sample) => Math.max(peak, Math.abs(sample)), 0),
+      seconds,
+    );
     if (seconds >= MAX_SECONDS) this.#onFull();
   }
 

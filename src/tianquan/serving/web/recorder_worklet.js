@@ -13,7 +13,7 @@ class SampleCollector extends AudioWorkletProcessor {
    */
   process(inputs) {
     const samples = inputs[0][0];
-    if (samples === undefined) return true;  // the microphone has not begun
+    if (samples === undefined) return true; // the microphone has not begun
     this.#batch.set(samples, this.#filled);
     this.#filled += samples.length;
     if (this.#filled === BATCH) {

@@ -6,7 +6,7 @@ import { Recorder } from "./recorder.js";
 import { clock, say } from "./strings.js";
 import { drawBars } from "./waveform.js";
 
-const NUM_BARS = 220;  // the newest; the drawing shows as many as fit
+const NUM_BARS = 220; // the newest; the drawing shows as many as fit
 
 /** A bar above the text while the microphone is on. */
 export class RecordingBar {
@@ -26,7 +26,15 @@ export class RecordingBar {
     this.time = element("span", { class: "sound-time", role: "timer" });
     this.discard = iconButton("remove", "", () => this.cancel());
     this.keep = iconButton("check", "", () => this.finish(), "quiet keep");
-    this.node = element("div", { class: "recording", role: "group", hidden: true }, this.discard, element("span", { class: "recording-light" }), element("div", { class: "wave" }, this.canvas), this.time, this.keep);
+    this.node = element(
+      "div",
+      { class: "recording", role: "group", hidden: true },
+      this.discard,
+      element("span", { class: "recording-light" }),
+      element("div", { class: "wave" }, this.canvas),
+      this.time,
+      this.keep,
+    );
   }
 
   /** @returns {boolean} whether the microphone is on. */
@@ -37,7 +45,10 @@ export class RecordingBar {
   /** Show the strings in the page's language. */
   useLanguage() {
     this.node.setAttribute("aria-label", say("recording"));
-    for (const [button, key] of [[this.discard, "cancelRecording"], [this.keep, "finishRecording"]]) {
+    for (const [button, key] of [
+      [this.discard, "cancelRecording"],
+      [this.keep, "finishRecording"],
+    ]) {
       button.setAttribute("aria-label", say(key));
       button.title = say(key);
     }
@@ -46,10 +57,13 @@ export class RecordingBar {
   /** Begin. */
   async start() {
     if (this.isActive) return;
-    const recorder = new Recorder((peak, seconds) => this.#show(peak, seconds), () => {
-      notice(say("soundCut", { duration: this.time.textContent }));
-      this.finish();
-    });
+    const recorder = new Recorder(
+      (peak, seconds) => this.#show(peak, seconds),
+      () => {
+        notice(say("soundCut", { duration: this.time.textContent }));
+        this.finish();
+      },
+    );
     this.#recorder = recorder;
     this.#peaks = [];
     this.time.textContent = clock(0);
@@ -61,7 +75,8 @@ export class RecordingBar {
       notice(say("errorMicrophone", { reason: error.message }));
       return;
     }
-    if (this.#recorder !== recorder) {  // given up while the browser was asking for permission
+    if (this.#recorder !== recorder) {
+      // given up while the browser was asking for permission
       recorder.close();
       return;
     }

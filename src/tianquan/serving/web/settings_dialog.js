@@ -20,35 +20,68 @@ const NUMBERS = [
 export function openSettings(settings, onChange) {
   const system = element("textarea", { id: "setting-system", rows: "3", dir: "auto" });
   const numbers = NUMBERS.map((number) => ({ ...number, input: numberInput(number) }));
-  const detail = element("select", { id: "setting-detail" }, ...[["auto", "detailAuto"], ["high", "detailHigh"], ["low", "detailLow"]]
-    .map(([value, key]) => element("option", { value }, say(key))));
+  const detail = element(
+    "select",
+    { id: "setting-detail" },
+    ...[
+      ["auto", "detailAuto"],
+      ["high", "detailHigh"],
+      ["low", "detailLow"],
+    ].map(([value, key]) => element("option", { value }, say(key))),
+  );
   const fill = (values) => {
     system.value = values.system;
     detail.value = values.detail;
-    numbers.forEach(({ name, input }) => { input.value = values[name] ?? ""; });
+    numbers.forEach(({ name, input }) => {
+      input.value = values[name] ?? "";
+    });
   };
   const form = element(
-    "form", { method: "dialog" },
-    element("header", { class: "dialog-head" }, element("h2", { id: "settings-title" }, say("settings")), iconButton("close", say("close"), () => dialog.close())),
+    "form",
+    { method: "dialog" },
+    element(
+      "header",
+      { class: "dialog-head" },
+      element("h2", { id: "settings-title" }, say("settings")),
+      iconButton("close", say("close"), () => dialog.close()),
+    ),
     element("p", { class: "more" }, say("settingsMore")),
     field("systemPrompt", system),
     element("div", { class: "number-fields" }, ...numbers.map(({ key, input }) => field(key, input))),
     field("detail", detail),
-    element("div", { class: "dialog-bar" },
+    element(
+      "div",
+      { class: "dialog-bar" },
       element("button", { type: "button", class: "text-button", onclick: () => fill(DEFAULT_SETTINGS) }, say("reset")),
-      element("button", { type: "submit", class: "strong-button" }, say("done"))),
+      element("button", { type: "submit", class: "strong-button" }, say("done")),
+    ),
   );
-  const dialog = element("dialog", { class: "settings-dialog", "aria-labelledby": "settings-title", onclose: () => {
-    dialog.remove();
-    if (numbers.every(({ input }) => input.checkValidity())) onChange(read(system, numbers, detail));
-  } }, form);
+  const dialog = element(
+    "dialog",
+    {
+      class: "settings-dialog",
+      "aria-labelledby": "settings-title",
+      onclose: () => {
+        dialog.remove();
+        if (numbers.every(({ input }) => input.checkValidity())) onChange(read(system, numbers, detail));
+      },
+    },
+    form,
+  );
   fill(settings);
   document.body.append(dialog);
   dialog.showModal();
 }
 
 function numberInput({ name, low, high, step }) {
-  const input = element("input", { id: `setting-${name}`, type: "number", min: low, max: high, step: step === "1" ? "1" : "any", placeholder: "–" });
+  const input = element("input", {
+    id: `setting-${name}`,
+    type: "number",
+    min: low,
+    max: high,
+    step: step === "1" ? "1" : "any",
+    placeholder: "–",
+  });
   input.addEventListener("invalid", () => input.setCustomValidity(say("notInRange", { low, high })));
   input.addEventListener("input", () => input.setCustomValidity(""));
   return input;

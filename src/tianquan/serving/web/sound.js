@@ -5,15 +5,23 @@
  */
 
 export const SAMPLE_RATE = 16_000;
-const MAX_PART_SECONDS = 30;  // the model hears no more at once
-const SEARCH_SECONDS = 6;  // before the end of a part, for a quiet place to cut
-const WINDOW = SAMPLE_RATE / 10;  // samples a quiet place is measured over
+const MAX_PART_SECONDS = 30; // the model hears no more at once
+const SEARCH_SECONDS = 6; // before the end of a part, for a quiet place to cut
+const WINDOW = SAMPLE_RATE / 10; // samples a quiet place is measured over
 const HEADER_BYTES = 44;
 const NUM_PEAKS = 180;
-const AS_IT_IS = new Set(["audio/wav", "audio/mpeg"]);  // what every OpenAI server takes
+const AS_IT_IS = new Set(["audio/wav", "audio/mpeg"]); // what every OpenAI server takes
 const TYPES = {
-  wav: "audio/wav", mp3: "audio/mpeg", flac: "audio/flac", ogg: "audio/ogg", oga: "audio/ogg", opus: "audio/ogg",
-  m4a: "audio/mp4", mp4: "audio/mp4", aac: "audio/aac", webm: "audio/webm",
+  wav: "audio/wav",
+  mp3: "audio/mpeg",
+  flac: "audio/flac",
+  ogg: "audio/ogg",
+  oga: "audio/ogg",
+  opus: "audio/ogg",
+  m4a: "audio/mp4",
+  mp4: "audio/mp4",
+  aac: "audio/aac",
+  webm: "audio/webm",
 };
 
 /**
@@ -23,7 +31,12 @@ const TYPES = {
 export function soundType(file) {
   const ending = file.name?.split(".").pop().toLowerCase();
   if (TYPES[ending]) return TYPES[ending];
-  const alias = { "audio/x-wav": "audio/wav", "audio/wave": "audio/wav", "audio/mp3": "audio/mpeg", "audio/x-m4a": "audio/mp4" };
+  const alias = {
+    "audio/x-wav": "audio/wav",
+    "audio/wave": "audio/wav",
+    "audio/mp3": "audio/mpeg",
+    "audio/x-m4a": "audio/mp4",
+  };
   const type = (alias[file.type] ?? file.type).split(";")[0];
   return type.startsWith("audio/") ? type : null;
 }
@@ -82,7 +95,7 @@ function wavFile(waveform) {
   for (let n = 0; n < waveform.length; n += 1) {
     samples[n] = Math.round(Math.max(-1, Math.min(1, waveform[n])) * 32767);
   }
-  return withHeader(new Uint8Array(samples.buffer));  // little-endian, as every browser's machine is
+  return withHeader(new Uint8Array(samples.buffer)); // little-endian, as every browser's machine is
 }
 
 function withHeader(bytes) {
@@ -109,7 +122,8 @@ function peaksOf(waveform) {
   const peaks = [];
   for (let begin = 0; begin < waveform.length; begin += span) {
     let peak = 0;
-    for (let n = begin; n < Math.min(begin + span, waveform.length); n += 1) peak = Math.max(peak, Math.abs(waveform[n]));
+    for (let n = begin; n < Math.min(begin + span, waveform.length); n += 1)
+      peak = Math.max(peak, Math.abs(waveform[n]));
     peaks.push(Math.round(Math.min(1, peak) * 1000) / 1000);
   }
   return peaks;

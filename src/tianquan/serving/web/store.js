@@ -15,8 +15,8 @@ const VERSION = 1;
 /** Conversations and their media. */
 export class Store {
   #database = null;
-  #conversations = new Map();  // used only without a database
-  #media = new Map();  // id -> {id, conversationId, blob}, what was read or written since the page opened
+  #conversations = new Map(); // used only without a database
+  #media = new Map(); // id -> {id, conversationId, blob}, what was read or written since the page opened
 
   /**
    * Open the database.
@@ -30,7 +30,7 @@ export class Store {
         request.result.createObjectStore("media", { keyPath: "id" }).createIndex("conversation", "conversationId");
       };
       this.#database = await settled(request);
-      this.#database.onversionchange = () => this.#database.close();  // another tab has a newer page
+      this.#database.onversionchange = () => this.#database.close(); // another tab has a newer page
       return true;
     } catch {
       return false;
@@ -39,9 +39,10 @@ export class Store {
 
   /** @returns {Promise<Array<object>>} every conversation, the newest first. */
   async list() {
-    const all = this.#database === null
-      ? [...this.#conversations.values()].map((conversation) => structuredClone(conversation))
-      : await settled(this.#records("conversations", "readonly").getAll());
+    const all =
+      this.#database === null
+        ? [...this.#conversations.values()].map((conversation) => structuredClone(conversation))
+        : await settled(this.#records("conversations", "readonly").getAll());
     return all.sort((a, b) => b.updatedMs - a.updatedMs);
   }
 

@@ -11,8 +11,14 @@ const STRINGS = {
   picturesTitle: ["A picture", "一张图片"],
   soundTitle: ["A recording", "一段录音"],
   keptHere: ["Kept in this browser only", "对话只保存在此浏览器"],
-  notKept: ["This browser refuses to keep data: conversations end with this page.", "此浏览器不允许保存数据，关闭页面后对话会丢失。"],
-  keepFailed: ["The conversation could not be kept: the browser's storage is full or switched off.", "对话无法保存：浏览器存储空间已满或被禁用。"],
+  notKept: [
+    "This browser refuses to keep data: conversations end with this page.",
+    "此浏览器不允许保存数据，关闭页面后对话会丢失。",
+  ],
+  keepFailed: [
+    "The conversation could not be kept: the browser's storage is full or switched off.",
+    "对话无法保存：浏览器存储空间已满或被禁用。",
+  ],
   switchLanguage: ["中文", "English"],
   switchTheme: ["Theme: {theme}", "主题：{theme}"],
   themeSystem: ["as the system", "跟随系统"],
@@ -48,7 +54,10 @@ const STRINGS = {
   tryWriteMore: ["A mail, a summary, a bit of code", "邮件、摘要、一小段代码"],
   describePicture: ["Describe this picture.", "请描述这张图片。"],
   describeSound: ["What is said in this recording?", "这段录音说了什么？"],
-  writeExample: ["Write a short, friendly mail that moves a meeting from Tuesday to Thursday.", "写一封简短友好的邮件，把周二的会议改到周四。"],
+  writeExample: [
+    "Write a short, friendly mail that moves a meeting from Tuesday to Thursday.",
+    "写一封简短友好的邮件，把周二的会议改到周四。",
+  ],
 
   question: ["Message", "消息"],
   ask: ["Ask anything", "输入问题"],
@@ -121,7 +130,10 @@ const STRINGS = {
   contextUsedOnly: ["{used} tokens of context used", "上下文已用 {used} 词元"],
 
   settings: ["Settings", "设置"],
-  settingsMore: ["For this conversation and for new ones. Empty means the server's default.", "用于此对话及新对话。留空则使用服务器默认值。"],
+  settingsMore: [
+    "For this conversation and for new ones. Empty means the server's default.",
+    "用于此对话及新对话。留空则使用服务器默认值。",
+  ],
   systemPrompt: ["System prompt", "系统提示词"],
   systemPromptMore: ["How the model should behave, in every turn.", "希望模型在每一轮如何表现。"],
   temperature: ["Temperature", "温度"],
@@ -142,7 +154,10 @@ const STRINGS = {
   notInRange: ["Expected a number from {low} to {high}.", "请输入 {low} 到 {high} 之间的数字。"],
 
   keyTitle: ["This server asks for a key", "此服务器需要密钥"],
-  keyMore: ["Whoever runs it has given it to you. It is kept until this tab closes.", "请向服务器管理者索取。密钥只保留到此标签页关闭。"],
+  keyMore: [
+    "Whoever runs it has given it to you. It is kept until this tab closes.",
+    "请向服务器管理者索取。密钥只保留到此标签页关闭。",
+  ],
   keyRejected: ["The server did not accept this key.", "服务器不接受此密钥。"],
   key: ["Key", "密钥"],
   continue: ["Continue", "继续"],
@@ -152,7 +167,10 @@ const STRINGS = {
   errorNetwork: ["The server cannot be reached. Is it running?", "无法连接服务器，它在运行吗？"],
   errorBroken: ["The connection ended in the middle of the answer.", "连接在回答中途断开。"],
   errorKey: ["The server needs a key.", "服务器需要密钥。"],
-  errorLarge: ["This is more than the server takes at once. Send fewer or smaller pictures or shorter sound.", "超过服务器一次能接收的大小。请减少或缩小图片，或缩短声音。"],
+  errorLarge: [
+    "This is more than the server takes at once. Send fewer or smaller pictures or shorter sound.",
+    "超过服务器一次能接收的大小。请减少或缩小图片，或缩短声音。",
+  ],
   errorBusy: ["The server is busy.", "服务器繁忙。"],
   errorBusyFor: ["The server is busy. Try again in {seconds} s.", "服务器繁忙，请 {seconds} 秒后重试。"],
   errorLoading: ["The model is still loading. Try again in a moment.", "模型仍在加载，请稍后重试。"],
@@ -164,7 +182,10 @@ const STRINGS = {
   errorMicrophone: ["The microphone cannot be used: {reason}", "无法使用麦克风：{reason}"],
   microphoneDenied: ["the browser was not allowed to.", "浏览器没有获得许可。"],
   microphoneMissing: ["none was found.", "没有找到麦克风。"],
-  microphoneInsecure: ["recording needs https or this machine's own address (localhost). Drop a sound file instead.", "录音需要 https 或本机地址（localhost）。请改为拖入音频文件。"],
+  microphoneInsecure: [
+    "recording needs https or this machine's own address (localhost). Drop a sound file instead.",
+    "录音需要 https 或本机地址（localhost）。请改为拖入音频文件。",
+  ],
   microphoneEmpty: ["nothing was recorded.", "没有录到声音。"],
 };
 

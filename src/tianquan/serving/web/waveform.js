@@ -3,7 +3,7 @@
 import { element, icon } from "./element.js";
 import { clock, say } from "./strings.js";
 
-const BAR = 2;  // pixels
+const BAR = 2; // pixels
 const GAP = 1.5;
 
 /**
@@ -21,11 +21,12 @@ export function drawBars(canvas, peaks, share) {
   context.scale(ratio, ratio);
   const style = getComputedStyle(canvas);
   const numBars = Math.max(1, Math.floor(width / (BAR + GAP)));
-  const loudest = Math.max(0.05, ...peaks);  // quiet recordings are drawn louder; silence is not
+  const loudest = Math.max(0.05, ...peaks); // quiet recordings are drawn louder; silence is not
   for (let bar = 0; bar < numBars; bar += 1) {
     const [from, to] = [(bar * peaks.length) / numBars, ((bar + 1) * peaks.length) / numBars];
     let peak = 0;
-    for (let n = Math.floor(from); n < Math.max(Math.floor(from) + 1, to) && n < peaks.length; n += 1) peak = Math.max(peak, peaks[n]);
+    for (let n = Math.floor(from); n < Math.max(Math.floor(from) + 1, to) && n < peaks.length; n += 1)
+      peak = Math.max(peak, peaks[n]);
     const tall = Math.max(2, (peak / loudest) * height);
     context.fillStyle = bar / numBars < share ? style.fill : style.color;
     context.beginPath();
@@ -61,15 +62,27 @@ export class SoundPlayer {
     this.#audio.preload = "none";
     this.#blob = blob;
     this.#button = element("button", { type: "button", class: "quiet play", onclick: () => this.#toggle() });
-    this.#range = element("input", { type: "range", min: "0", max: "1000", value: "0", step: "5", "aria-label": say("position", { name: medium.name }) });
+    this.#range = element("input", {
+      type: "range",
+      min: "0",
+      max: "1000",
+      value: "0",
+      step: "5",
+      "aria-label": say("position", { name: medium.name }),
+    });
     this.#range.addEventListener("input", () => this.#seek());
     this.#time = element("span", { class: "sound-time" });
     this.node = element(
-      "div", { class: "sound", role: "group", "aria-label": medium.name },
-      this.#button, element("div", { class: "wave" }, this.#canvas, this.#range), this.#time,
+      "div",
+      { class: "sound", role: "group", "aria-label": medium.name },
+      this.#button,
+      element("div", { class: "wave" }, this.#canvas, this.#range),
+      this.#time,
     );
     for (const event of ["play", "pause", "ended"]) this.#audio.addEventListener(event, () => this.#show());
-    this.#audio.addEventListener("error", () => { this.#button.disabled = true; });
+    this.#audio.addEventListener("error", () => {
+      this.#button.disabled = true;
+    });
     new ResizeObserver(() => this.#draw()).observe(this.#canvas);
     this.#canvas.addEventListener("redraw", () => this.#draw());
     this.#show();
@@ -83,7 +96,9 @@ export class SoundPlayer {
     if (!this.#audio.src) this.#audio.src = URL.createObjectURL(this.#blob);
     playing?.pause();
     playing = this.#audio;
-    this.#audio.play().catch(() => { this.#button.disabled = true; });
+    this.#audio.play().catch(() => {
+      this.#button.disabled = true;
+    });
   }
 
   #seek() {

@@ -60,16 +60,14 @@ _KEYS = {"Enter": 13, "Escape": 27, "ArrowUp": 38, "Tab": 9}
 class Browser:
     """A browser process with a profile of its own."""
 
-    def __init__(self, profile: Path, *flags: str, language: str = "en") -> None:
+    def __init__(self, profile: Path, *flags: str) -> None:
         assert EXECUTABLE is not None
         command_read, self._write_fd = _high_pipe()
         self._read_fd, event_write = _high_pipe()
-        environment = {**os.environ, "LANGUAGE": language}
-        arguments = [EXECUTABLE, *FLAGS, f"--lang={language}", *flags, f"--user-data-dir={profile}"]
+        arguments = [EXECUTABLE, *FLAGS, *flags, f"--user-data-dir={profile}"]
         self._process = subprocess.Popen(
             [sys.executable, "-c", _MOVE_PIPES, str(command_read), str(event_write), *arguments],
             pass_fds=(command_read, event_write),
-            env=environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -164,18 +162,21 @@ class Page:
         self.call("Network.enable", maxPostDataSize=1 << 25)
         self.call("Emulation.setFocusEmulationEnabled", enabled=True)
 
-    def start(self, url: str, choices: Mapping[str, str] = MappingProxyType({})) -> None:
+    def start(self, url: str, choices: Mapping[str, str] = MappingProxyType({}), language: str = "en") -> None:
         """Open an address as on the first visit.
 
         Args:
             url: the address.
             choices: what the browser's local storage already holds.
+            language: what the browser is set to.
         """
         self.url = url
         self.call("Page.navigate", url=f"{url}star.svg")  # of the same origin, with no page that holds the database
         self.wait("location.href.endsWith('star.svg')")
         self.call("Storage.clearDataForOrigin", origin=url.rstrip("/"), storageTypes="all")
         self.evaluate(f"Object.assign(localStorage, {json.dumps(dict(choices))})")
+        agent = self.evaluate("navigator.userAgent")
+        self.call("Emulation.setUserAgentOverride", userAgent=agent, acceptLanguage=language)
         self.forget_answers()
         self.resize(1280, 800)
         self.call("Emulation.setEmulatedMedia", features=[])

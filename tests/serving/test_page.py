@@ -400,6 +400,9 @@ def test_keyboard_input_methods_languages_and_themes(page):
     assert page.evaluate("document.documentElement.lang") == "zh-CN"
     page.load()
     assert page.evaluate(colour) == light
+    assert page.text("h2") == "想了解什么？"
+    page.start(page.url, language="zh-TW")
+    assert page.text("h2") == "想了解什么？"
     assert page.evaluate("document.querySelector('#question').placeholder") == "输入问题"
     unnamed = (
         "[...document.querySelectorAll('button, input, select, textarea')].filter((n) => !n.innerText && !n.ariaLabel)"

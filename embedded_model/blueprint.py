@@ -2,6 +2,9 @@
 
     python -m embedded_model.blueprint FOLDER
 
+The patch projection starts as a whitening of patches: their principal components, each of variance one. In raw pixels
+the mean colour of a patch drowns its edges; colours are learned at once and shapes hardly ever.
+
 The resampler starts as a map of the picture: query k looks at the k-th cell of a 4 x 4 grid, because its first value
 is the position code of the cell's middle and the projections of queries and keys pick the same position channels.
 Started at random, queries that all see the same average leave training on a plateau for hours.
@@ -18,12 +21,14 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from embedded_model.samples import SampleStream
 from embedded_model.vocabulary import characters, corpus
 from tianquan.checkpoint.config_files import JsonFile, parse_config
 from tianquan.checkpoint.safetensors_file import write_safetensors
 from tianquan.checkpoint.tensor_list import required_tensors
 from tianquan.config import ModelConfig
 from tianquan.models.resampler import grid_positions, sincos_positions
+from tianquan.processing.image import patchify
 
 NUM_MERGED = 1600  # vocabulary before special tokens: bytes, all characters, common English pieces
 CORPUS_LINES = 60_000
@@ -33,6 +38,9 @@ MAX_SLICES = 4
 NUM_MELS = 80
 PATCH_SIZE = 14
 POSITION_SCALE = 0.5
+WHITENING_SEED = 11
+WHITENING_PICTURES = 600  # 38,400 patches
+NOISE_VARIANCE = 0.05  # of a component, pixels from -1 to 1
 
 SPECIAL_TOKENS = (
     "<|eos|>",
@@ -158,13 +166,31 @@ def first_weights(config: ModelConfig, rng: np.random.Generator) -> dict[str, np
         tensors[name] = values.astype(np.float32)
     size = config.audio.hidden_size
     tensors["audio.audio.positional_embedding"] = 0.3 * sincos_positions(config.audio.max_frames, size)
-    # Positions as loud as contents: with a table near zero, patches cannot tell their neighbours and shapes are not learned.
+    # Positions as loud as contents: with a table near zero, patches cannot tell who their neighbours are.
     side = config.vision.num_positions_per_side
     tensors["vision.vpm.embeddings.position_embedding.weight"] = POSITION_SCALE * grid_positions(
         side, side, config.vision.hidden_size
     )
     tensors.update(_spatial_resampler(tensors, config))
+    weight, bias = whitening(config.vision.hidden_size)
+    tensors["vision.vpm.embeddings.patch_embedding.weight"] = weight.reshape(-1, 3, PATCH_SIZE, PATCH_SIZE)
+    tensors["vision.vpm.embeddings.patch_embedding.bias"] = bias
     return tensors
+
+
+def whitening(num_components: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return weight (components, 588) and bias with which patches of drawn pictures are uncorrelated, variance one."""
+    stream = SampleStream("train", seed=WHITENING_SEED, max_side=SCALE_RESOLUTION)
+    size = (SCALE_RESOLUTION, SCALE_RESOLUTION)
+    pictures = [np.asarray(stream.picture(n, size=size).image.convert("RGB")) for n in range(WHITENING_PICTURES)]
+    patches = np.concatenate([patchify(picture, PATCH_SIZE) for picture in pictures])
+    pixels = (patches.astype(np.float64) - 127.5) / 127.5  # as the model scales them
+    mean = pixels.mean(axis=0)
+    variances, components = np.linalg.eigh(np.cov(pixels - mean, rowvar=False))
+    order = np.argsort(variances)[::-1][:num_components]
+    # What is weaker than the noise of the pictures stays weak.
+    weight = (components[:, order] / np.sqrt(variances[order] + NOISE_VARIANCE)).T
+    return weight.astype(np.float32), (-weight @ mean).astype(np.float32)
 
 
 def _scale(name: str, shape: tuple[int, ...], num_layers: dict[str, int]) -> float:

@@ -1,6 +1,6 @@
 """Turn the last state of a stage into the checkpoint that is shipped, float16 in the official layout.
 
-    python -m embedded_model.release FOLDER --stage finish OUTPUT
+python -m embedded_model.release FOLDER --stage finish OUTPUT
 """
 
 from __future__ import annotations

@@ -72,23 +72,6 @@ STAGES: dict[str, Stage] = {
         batch_size=64,
         after=None,
     ),
-    "sight": Stage(
-        plan=TrainingPlan(
-            num_steps=2500,
-            learning_rate=1e-3,
-            optimizer="muon",
-            schedule="constant",
-            warmup_steps=20,
-            weight_decay=0.02,
-            seed=5,
-            precision="bfloat16",
-        ),
-        batch_size=64,
-        after="towers",
-        inherits=("audio.",),
-        sound_every=6,
-        max_objects=3,
-    ),
     "shapes": Stage(
         plan=TrainingPlan(
             num_steps=2500,
@@ -101,7 +84,8 @@ STAGES: dict[str, Stage] = {
             precision="bfloat16",
         ),
         batch_size=64,
-        after="sight",
+        after="towers",
+        inherits=("audio.",),
         sound_every=8,
         max_objects=2,
         large=True,

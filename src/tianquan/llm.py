@@ -22,6 +22,7 @@ from tianquan.backends import Backend, make_ops
 from tianquan.backends.kv_cache import KVFormat, SequenceBatch
 from tianquan.checkpoint import Checkpoint, find_folder, open_checkpoint
 from tianquan.checkpoint.adapter import Adapter
+from tianquan.checkpoint.config_files import VENDOR_SAMPLING
 from tianquan.checkpoint.tensor_list import needed_weights
 from tianquan.checkpoint.weight_reader import OnProgress
 from tianquan.engine.constraints import ConstraintCompiler, Vocabulary
@@ -47,8 +48,7 @@ from tianquan.session import Session
 
 logger = logging.getLogger(__name__)
 
-# The vendor's advice for conversation; greedy decoding is advised for reading text in pictures.
-CHAT_SAMPLING = SamplingParams(temperature=0.7, top_p=0.8, top_k=100, repetition_penalty=1.2, max_tokens=1024)
+CHAT_SAMPLING = VENDOR_SAMPLING  # where the checkpoint has no generation_config.json of its own
 GREEDY = SamplingParams(temperature=0.0)
 TRANSCRIBE_INSTRUCTION = "Convert speech to text."  # the vendor's prompt for speech recognition
 TRANSCRIBE_SAMPLING = replace(GREEDY, max_tokens=512)  # 30 s of fast speech is under 250 tokens
@@ -75,7 +75,7 @@ class LLM:
         self,
         messages: Any,
         *,
-        sampling: SamplingParams = CHAT_SAMPLING,
+        sampling: SamplingParams | None = None,
         media: MediaPolicy | None = None,
         media_root: Path | None = None,
     ) -> Completion:
@@ -83,7 +83,7 @@ class LLM:
 
         Args:
             messages: vendor or OpenAI messages.
-            sampling: how tokens are chosen; the vendor's advice by default.
+            sampling: how tokens are chosen; as the checkpoint says (generation_config.json), or the vendor's advice.
             media: how pictures and sound are looked at; the checkpoint's settings by default.
             media_root: folder that relative media paths start from; the working folder by default.
 
@@ -96,18 +96,20 @@ class LLM:
         self,
         messages: Any,
         *,
-        sampling: SamplingParams = CHAT_SAMPLING,
+        sampling: SamplingParams | None = None,
         media: MediaPolicy | None = None,
         media_root: Path | None = None,
     ) -> Answer:
         """Answer a conversation piece by piece; arguments as for `chat`."""
+        sampling = sampling or self.checkpoint.sampling
         check_params(sampling)
         began = time.perf_counter()
         prompt = self.checkpoint.processor(messages, media, media_root)
         return self.answer(prompt, sampling, preprocess_ms=1000 * (time.perf_counter() - began))
 
-    def generate(self, text: str, *, sampling: SamplingParams = CHAT_SAMPLING) -> Completion:
+    def generate(self, text: str, *, sampling: SamplingParams | None = None) -> Completion:
         """Continue plain text, without the chat template."""
+        sampling = sampling or self.checkpoint.sampling
         check_params(sampling)
         token_ids = self.tokenizer.encode_text(text)
         if not token_ids:
@@ -154,7 +156,7 @@ class LLM:
         self,
         messages: Any,
         *,
-        sampling: SamplingParams = CHAT_SAMPLING,
+        sampling: SamplingParams | None = None,
         media: MediaPolicy | None = None,
         media_root: Path | None = None,
     ) -> list[Completion]:
@@ -162,6 +164,7 @@ class LLM:
 
         With a seed, answer i has the seed plus i: the first is what `chat` gives.
         """
+        sampling = sampling or self.checkpoint.sampling
         check_params(sampling)
         prompt = self.checkpoint.processor(messages, media, media_root)
         each = [
@@ -175,7 +178,7 @@ class LLM:
         self,
         *,
         system: str | None = None,
-        sampling: SamplingParams = CHAT_SAMPLING,
+        sampling: SamplingParams | None = None,
         media: MediaPolicy | None = None,
         media_root: Path | None = None,
         when_full: WhenFull = "error",
@@ -195,6 +198,7 @@ class LLM:
         Raises:
             ParameterError: an unknown policy.
         """
+        sampling = sampling or self.checkpoint.sampling
         check_params(sampling)
         return Session(
             self,

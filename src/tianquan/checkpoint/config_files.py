@@ -16,6 +16,10 @@ from tianquan.config import AudioConfig, LanguageConfig, ModelConfig, ResamplerC
 from tianquan.errors import CheckpointError
 from tianquan.processing.image import ImageSettings
 from tianquan.processing.processor import PlaceholderTokens, ProcessorSettings
+from tianquan.request import SamplingParams
+
+# The vendor's advice for conversation; greedy decoding is advised for reading text in pictures.
+VENDOR_SAMPLING = SamplingParams(temperature=0.7, top_p=0.8, top_k=100, repetition_penalty=1.2, max_tokens=1024)
 
 _RESAMPLER_HEAD_DIM = 128  # a constant of the original code
 _RESAMPLER_NORM_EPS = 1e-6  # likewise
@@ -280,6 +284,27 @@ def parse_processor_settings(file: JsonFile, config: ModelConfig) -> ProcessorSe
         use_image_id=file.flag("use_image_id", default=True),
         num_mels=config.audio.num_mels,
         max_audio_frames=config.audio.max_frames,
+    )
+
+
+def read_sampling(folder: Path) -> SamplingParams:
+    """Return how a checkpoint wants to be sampled: its generation_config.json, else the vendor's advice.
+
+    Raises:
+        CheckpointError: a value of the wrong type. What the sampler cannot use is refused when it is asked to.
+    """
+    if not is_present(folder / "generation_config.json"):
+        return VENDOR_SAMPLING
+    file = JsonFile.read(folder / "generation_config.json")
+    if "do_sample" not in file and "temperature" not in file:
+        return VENDOR_SAMPLING
+    is_greedy = not file.flag("do_sample", True)
+    return SamplingParams(
+        temperature=0.0 if is_greedy else file.number("temperature") if "temperature" in file else 1.0,
+        top_k=file.integer("top_k") if file.optional("top_k") and not is_greedy else 0,  # 0 and null turn it off
+        top_p=file.number("top_p") if "top_p" in file and not is_greedy else 1.0,
+        repetition_penalty=file.number("repetition_penalty") if "repetition_penalty" in file else 1.0,
+        max_tokens=file.integer("max_new_tokens", VENDOR_SAMPLING.max_tokens),
     )
 
 

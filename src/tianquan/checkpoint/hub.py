@@ -1,4 +1,4 @@
-"""Finding a model folder: a local one, or a snapshot of a hub repository at a pinned revision."""
+"""Finding a model folder: a local one, the one in this package, or a snapshot of a hub repository."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 # Data only: never code, never pickle.
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja"]
 
+EMBEDDED = "embedded"  # the name of the model in this package
+_EMBEDDED_FOLDER = Path(__file__).parents[1] / "assets" / EMBEDDED
+
 logger = logging.getLogger(__name__)
 
 
@@ -20,7 +23,7 @@ def find_folder(model: str | Path, revision: str | None = None) -> Path:
     """Return the folder of a model, downloading a hub repository if that is what `model` names.
 
     Args:
-        model: a folder, or `owner/name`, or `owner/name@revision`.
+        model: a folder, `embedded` for the small model in this package, `owner/name` or `owner/name@revision`.
         revision: a branch, tag or commit of the hub repository; pin a commit to get the same bytes always.
 
     Raises:
@@ -33,11 +36,27 @@ def find_folder(model: str | Path, revision: str | None = None) -> Path:
             raise CheckpointError(f"{path}: is a local folder; a revision belongs to a hub id (owner/name)")
         return path
     text = str(model)
+    if text == EMBEDDED and not present:
+        if not _EMBEDDED_FOLDER.is_dir():
+            raise CheckpointError(
+                "this installation has no embedded model; name a model folder or a hub id (owner/name)"
+            )
+        return _EMBEDDED_FOLDER
     if present:
         raise CheckpointError(f"{text}: is a file; expected a model folder")
     if text.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(text):
         raise CheckpointError(f"{text}: no such folder; give a model folder or a hub id (owner/name)")
     return _download(text, revision)
+
+
+def names_model(text: str) -> bool:
+    """Return whether a word of the command line names a model rather than asks something.
+
+    A folder that is there, `embedded`, a hub id, or what looks like a path: a mistyped path must not become a question.
+    """
+    looks_like_path = "/" in text or "\\" in text or text.startswith(("~", "."))
+    has_spaces = len(text.split()) > 1
+    return text == EMBEDDED or is_present(Path(text)) or (looks_like_path and not has_spaces)
 
 
 def _download(hub_id: str, revision: str | None) -> Path:

@@ -22,6 +22,7 @@ from tianquan.checkpoint.config_files import (
     parse_eos_token_ids,
     parse_processor_settings,
     read_chat_template,
+    read_sampling,
     read_special_token_strings,
 )
 from tianquan.checkpoint.low_bit import MANIFEST, LowBitFolder, LowBitWeights, save_low_bit
@@ -37,6 +38,7 @@ from tianquan.processing.tokenizer import Tokenizer
 from tianquan.quantization.dense import DenseFormat, DenseTensor
 from tianquan.quantization.format import QuantFormat
 from tianquan.quantization.recipes import Recipe, find_recipe
+from tianquan.request import SamplingParams
 
 _DENSE_FORMATS: dict[str, DenseFormat] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 DEFAULT_RECIPE = "int4"
@@ -115,6 +117,7 @@ class Checkpoint:
     files: TensorFiles | LowBitFolder
     processor: Processor
     stop_token_ids: frozenset[int]
+    sampling: SamplingParams  # how it wants to be sampled
 
     def recipe(self, precision: str | None) -> Recipe:
         """Return the recipe a precision names; by default the stored one, or int4 for a dense checkpoint.
@@ -179,9 +182,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
         read_special_token_strings(tokenizer_config),
         preprocessor,
     )
-    return Checkpoint(
-        folder, config, _open_files(folder, config), processor, _stop_token_ids(folder, config_file, tokenizer)
-    )
+    stop_token_ids = _stop_token_ids(folder, config_file, tokenizer)
+    return Checkpoint(folder, config, _open_files(folder, config), processor, stop_token_ids, read_sampling(folder))
 
 
 def _open_files(folder: Path, config: ModelConfig) -> TensorFiles | LowBitFolder:

@@ -109,11 +109,8 @@ def generate(
     json_schema: JsonSchema = None,
 ) -> None:
     """Answer the messages of a JSON file."""
-    from tianquan.llm import CHAT_SAMPLING
-
     conversation = read_messages(messages)
-    sampling = options.sampling_params(
-        CHAT_SAMPLING,
+    given = options.GivenSampling(
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
@@ -124,8 +121,7 @@ def generate(
         stop=stop,
         ignore_eos=ignore_eos,
     )
-    if json_schema is not None:
-        sampling = replace(sampling, output_format=read_schema(json_schema))
+    schema = None if json_schema is None else read_schema(json_schema)
     policy = options.media_policy(max_slices, max_image_tokens, long_audio)
     llm = options.load_model(
         model,
@@ -139,6 +135,7 @@ def generate(
         max_memory=max_memory,
         kv_format=kv_format,
     )
+    sampling = replace(given.over(llm.checkpoint.sampling), output_format=schema)
     pieces = llm.stream_chat(conversation, sampling=sampling, media=policy, media_root=media_root)
     for piece in pieces:
         if not json_output:

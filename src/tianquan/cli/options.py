@@ -72,34 +72,25 @@ def parse_bytes(text: str | None, option: str) -> int | None:
     return int(float(match[1]) * 1024**power)
 
 
-def sampling_params(
-    default: SamplingParams,
-    *,
-    temperature: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    min_p: float | None,
-    repetition_penalty: float | None,
-    max_tokens: int | None,
-    seed: int | None,
-    stop: list[str] | None,
-    ignore_eos: bool = False,
-) -> SamplingParams:
-    """Return `default` with what the user set. Temperature 0 alone means plain greedy decoding."""
-    if temperature == 0:
-        default = SamplingParams(max_tokens=default.max_tokens)
-    given: dict[str, Any] = {
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
-        "max_tokens": max_tokens,
-        "seed": seed,
-        "stop": tuple(stop) if stop else None,
-        "ignore_eos": ignore_eos,
-    }
-    return replace(default, **{name: value for name, value in given.items() if value is not None})
+class GivenSampling:
+    """The sampling options a user set; the others are the checkpoint's. Impossible ones are refused at once.
+
+    Raises:
+        ParameterError: a value out of range.
+    """
+
+    def __init__(self, *, stop: list[str] | None, **given: Any) -> None:
+        from tianquan.engine.parameter_checks import check_params
+
+        values = {**given, "stop": tuple(stop) if stop else None}
+        self._given = {name: value for name, value in values.items() if value is not None}
+        check_params(self.over(SamplingParams()))
+
+    def over(self, default: SamplingParams) -> SamplingParams:
+        """Return `default` with what the user set. Temperature 0 alone means plain greedy decoding."""
+        if self._given.get("temperature") == 0:
+            default = SamplingParams(max_tokens=default.max_tokens)
+        return replace(default, **self._given)
 
 
 def media_policy(max_slices: int | None, max_image_tokens: int | None, long_audio: LongAudio) -> MediaPolicy:

@@ -24,6 +24,8 @@ from tianquan.request import OutputFormat
 
 MAX_TOOLS = 64
 MAX_TOOLS_LEN = 64 * 1024  # characters of all descriptions and schemas as JSON
+# llguidance's own key in a schema: a model cannot fill its call with spaces, as in `engine/constraints.py`.
+_NO_ENDLESS_SPACE = {"x-guidance": {"whitespace_pattern": r"\n? {0,8}"}}
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
@@ -116,7 +118,7 @@ def tool_format(tools: Sequence[Tool], name: str | None = None) -> OutputFormat:
                 "additionalProperties": False,
             }
         )
-    schema = calls[0] if len(calls) == 1 else {"anyOf": calls}
+    schema = {**_NO_ENDLESS_SPACE, **(calls[0] if len(calls) == 1 else {"anyOf": calls})}
     return OutputFormat(
         kind="grammar", definition=f'start: "<tool_call>" call "</tool_call>"\ncall: %json {json.dumps(schema)}'
     )

@@ -131,6 +131,55 @@ def test_json_schema(client):
     assert 0 <= json.loads(answer.choices[0].message.content)["n"] <= 9
 
 
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather of a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Xi'an", "北京"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}], ids=str)
+def test_a_tool_call_and_its_answer(client, choice):
+    fields = {"model": MODEL, "temperature": 0, "max_tokens": 200, "tools": [WEATHER]}
+    answer = client.chat.completions.create(messages=HELLO, tool_choice=choice, **fields).choices[0]
+    assert answer.finish_reason == "tool_calls"
+    assert answer.message.content is None
+    (call,) = answer.message.tool_calls
+    assert call.function.name == "weather"
+    assert json.loads(call.function.arguments)["city"] in ("Xi'an", "北京")
+    chunks = list(client.chat.completions.create(messages=HELLO, tool_choice=choice, stream=True, **fields))
+    deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
+    (streamed,) = [delta.tool_calls[0] for delta in deltas if delta.tool_calls]
+    assert streamed.index == 0
+    assert streamed.function.arguments == call.function.arguments
+    assert not any(delta.content for delta in deltas)
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+    conversation = [*HELLO, answer.message, {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
+    more = client.chat.completions.create(messages=conversation, **{**fields, "max_tokens": 4})
+    assert more.usage.prompt_tokens > 100
+
+
+def test_tools_of_another_form(client):
+    for fields, param in (
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [WEATHER, WEATHER]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
+        ({"tools": [WEATHER], "response_format": {"type": "json_object"}}, "response_format"),
+    ):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(messages=HELLO, **{**GREEDY, **fields})
+        assert caught.value.param == param
+
+
 def test_text_completions(client, served_llm):
     answer = client.completions.create(prompt=["hello", "the picture"], logprobs=2, **GREEDY)
     assert [choice.index for choice in answer.choices] == [0, 1]

@@ -6,27 +6,21 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from tianquan.errors import PromptError
-from tianquan.request import FinishReason, Prompt, SamplingParams, TokenLogprob
+from tianquan.request import FinishReason, Prompt, TokenLogprob
 from tianquan.serving import protocol
 from tianquan.serving.api_error import ApiError
 from tianquan.serving.call import Call
+from tianquan.serving.choice_writers import ChatWriter, ChoiceWriter, Reason, TextWriter
 from tianquan.serving.conversation import chat_sampling, completion_sampling, resolve
 from tianquan.serving.generation import Generation, Inbox, Piece, Ping
-from tianquan.serving.response_forms import (
-    AnswerForm,
-    chat_logprobs,
-    completion_logprobs,
-    timings_form,
-    usage_form,
-)
+from tianquan.serving.response_forms import AnswerForm, timings_form, usage_form
 from tianquan.serving.service import Service
-
-COMPLETION_MAX_TOKENS = 16  # OpenAI's default for this route
+from tianquan.serving.tool_messages import told_tools, with_tools
 
 
 @asynccontextmanager
@@ -51,14 +45,23 @@ async def chat_completions(service: Service, call: Call) -> None:
     with service.admission.enter() as place:
         body = await service.reader.read_json(call.request, protocol.ChatRequest)
         service.check_model(body.model)
-        sampling = chat_sampling(body, service.config.max_tokens, service.vocab_size)
+        tools = told_tools(body)
+        sampling = chat_sampling(body, tools, service.default_sampling, service.vocab_size)
         place.extend(sampling.n - 1)
         async with open_inbox(service, call) as inbox:
             messages = await resolve(body.messages, service.config.max_media, service.fetcher)
-            prepared = await service.prepare(inbox, lambda: service.chat_prompt(messages))
+            prepared = await service.prepare(inbox, lambda: service.chat_prompt(with_tools(messages, tools)))
             generation = await service.generate(call, inbox, place, [prepared], sampling, salt=salt_of(call, body))
+            has_logprobs, only_one = sampling.logprobs is not None, body.parallel_tool_calls is False
             form = AnswerForm("chatcmpl", call.id, int(time.time()), service.model_name)
-            await _answer(service, call, inbox, generation, _ChatWriter(service, form, sampling), body)
+            await _answer(
+                service,
+                call,
+                inbox,
+                generation,
+                ChatWriter(form, service.llm.tokenizer, has_logprobs, tools, only_one),
+                body,
+            )
 
 
 async def completions(service: Service, call: Call) -> None:
@@ -66,7 +69,7 @@ async def completions(service: Service, call: Call) -> None:
     with service.admission.enter() as place:
         body = await service.reader.read_json(call.request, protocol.CompletionRequest)
         service.check_model(body.model)
-        sampling = completion_sampling(body, COMPLETION_MAX_TOKENS, service.vocab_size)
+        sampling = completion_sampling(body, service.default_sampling, service.vocab_size)
         prompts = _prompts(body)
         place.extend(sampling.n * len(prompts) - 1)
         async with open_inbox(service, call) as inbox:
@@ -75,7 +78,14 @@ async def completions(service: Service, call: Call) -> None:
             ]
             generation = await service.generate(call, inbox, place, prepared, sampling, salt=salt_of(call, body))
             form = AnswerForm("cmpl", call.id, int(time.time()), service.model_name)
-            await _answer(service, call, inbox, generation, _TextWriter(service, form, sampling), body)
+            await _answer(
+                service,
+                call,
+                inbox,
+                generation,
+                TextWriter(form, service.llm.tokenizer, sampling.logprobs is not None),
+                body,
+            )
 
 
 def _prompts(body: protocol.CompletionRequest) -> list[str | list[int]]:
@@ -98,86 +108,12 @@ def _plain_prompt(service: Service, prompt: str | list[int], vocab_size: int) ->
 
 
 # Writing answers ------------------------------------------------------------------------------------------
-class _Writer:
-    """The forms of one route's choices, whole and in pieces."""
-
-    def __init__(self, service: Service, form: AnswerForm, sampling: SamplingParams) -> None:
-        self.form = form
-        self.tokenizer = service.llm.tokenizer
-        self.has_logprobs = sampling.logprobs is not None
-
-    def first(self, index: int) -> dict[str, Any] | None:
-        """Return the choice of an answer's first chunk, before any text; None for no such chunk."""
-        raise NotImplementedError
-
-    def piece(self, piece: Piece) -> dict[str, Any] | None:
-        """Return the choice of a chunk with text, if there is any."""
-        raise NotImplementedError
-
-    def end(self, index: int, reason: FinishReason | None) -> dict[str, Any]:
-        """Return the choice of an answer's last chunk."""
-        raise NotImplementedError
-
-    def whole(self, index: int, text: str, logprobs: list[TokenLogprob], reason: FinishReason) -> dict[str, Any]:
-        """Return a choice of a whole response."""
-        raise NotImplementedError
-
-
-class _ChatWriter(_Writer):
-    def _logprobs(self, logprobs: Any) -> dict[str, Any] | None:
-        return chat_logprobs(self.tokenizer, logprobs) if self.has_logprobs else None
-
-    def _delta(
-        self, index: int, delta: dict[str, Any], logprobs: Any = None, reason: str | None = None
-    ) -> dict[str, Any]:
-        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-
-    def first(self, index: int) -> dict[str, Any] | None:
-        return self._delta(index, {"role": "assistant", "content": ""})
-
-    def piece(self, piece: Piece) -> dict[str, Any] | None:
-        if not piece.text and not piece.logprobs:
-            return None
-        return self._delta(piece.index, {"content": piece.text}, self._logprobs(piece.logprobs))
-
-    def end(self, index: int, reason: FinishReason | None) -> dict[str, Any]:
-        return self._delta(index, {}, None, reason)
-
-    def whole(self, index: int, text: str, logprobs: list[TokenLogprob], reason: FinishReason) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return {"index": index, "message": message, "logprobs": self._logprobs(logprobs), "finish_reason": reason}
-
-
-class _TextWriter(_Writer):
-    def __init__(self, service: Service, form: AnswerForm, sampling: SamplingParams) -> None:
-        super().__init__(service, form, sampling)
-        self._offsets: dict[int, int] = {}
-
-    def _choice(self, index: int, text: str, logprobs: Any, reason: str | None) -> dict[str, Any]:
-        offset = self._offsets.get(index, 0)
-        self._offsets[index] = offset + len(text)
-        form = completion_logprobs(self.tokenizer, logprobs, offset) if self.has_logprobs else None
-        return {"index": index, "text": text, "logprobs": form, "finish_reason": reason}
-
-    def first(self, index: int) -> dict[str, Any] | None:
-        return None
-
-    def piece(self, piece: Piece) -> dict[str, Any] | None:
-        return self._choice(piece.index, piece.text, piece.logprobs, None) if piece.text else None
-
-    def end(self, index: int, reason: FinishReason | None) -> dict[str, Any]:
-        return self._choice(index, "", [], reason)
-
-    def whole(self, index: int, text: str, logprobs: list[TokenLogprob], reason: FinishReason) -> dict[str, Any]:
-        return self._choice(index, text, logprobs, reason)
-
-
 async def _answer(
     service: Service,
     call: Call,
     inbox: Inbox,
     generation: Generation,
-    writer: _Writer,
+    writer: ChoiceWriter,
     body: protocol.SamplingFields,
 ) -> None:
     try:
@@ -203,10 +139,10 @@ def note_tokens(call: Call, generation: Generation) -> None:
         )
 
 
-async def _whole(call: Call, generation: Generation, writer: _Writer) -> None:
+async def _whole(call: Call, generation: Generation, writer: ChoiceWriter) -> None:
     texts: dict[int, str] = {}
     logprobs: dict[int, list[TokenLogprob]] = {}
-    reasons: dict[int, FinishReason] = {}
+    reasons: dict[int, Reason] = {}
     async for piece in generation.pieces():
         if isinstance(piece, Piece):
             texts[piece.index] = texts.get(piece.index, "") + piece.text
@@ -217,7 +153,7 @@ async def _whole(call: Call, generation: Generation, writer: _Writer) -> None:
     await call.respond_json(writer.form.whole(choices, generation.usage, generation.ends[0]))
 
 
-async def _stream(call: Call, generation: Generation, writer: _Writer, include_usage: bool) -> None:
+async def _stream(call: Call, generation: Generation, writer: ChoiceWriter, include_usage: bool) -> None:
     nothing: dict[str, Any] = {"usage": None} if include_usage else {}
     await call.start_events()
     begun: set[int] = set()
@@ -234,7 +170,9 @@ async def _stream(call: Call, generation: Generation, writer: _Writer, include_u
         if choice is not None:
             await call.send_event(writer.form.chunk([choice], **nothing))
         if piece.finish_reason is not None:
-            end = writer.end(piece.index, _told(piece.finish_reason))
+            *rest, end = writer.end(piece.index, _told(piece.finish_reason))
+            for choice in rest:
+                await call.send_event(writer.form.chunk([choice], **nothing))
             timings = timings_form(generation.end_of(piece.index))
             await call.send_event(writer.form.chunk([end], **nothing, timings=timings))
     if include_usage:
@@ -243,7 +181,7 @@ async def _stream(call: Call, generation: Generation, writer: _Writer, include_u
     await call.end_events()
 
 
-def _told(reason: FinishReason) -> Literal["stop", "length"]:
+def _told(reason: FinishReason) -> Reason:
     """Return a reason clients know. Only a server that stops ends an answer by itself."""
     if reason == "abort":
         raise ApiError(503, "the server is stopping", code="stopping")

@@ -9,10 +9,11 @@ from typing import Any
 
 from tianquan.engine.parameter_checks import MAX_TOP_LOGPROBS, check_params
 from tianquan.errors import ParameterError
-from tianquan.llm import CHAT_SAMPLING
 from tianquan.request import OutputFormat, SamplingParams
 from tianquan.serving import protocol
 from tianquan.serving.api_error import ApiError, as_api_error
+from tianquan.serving.tool_messages import calls_as_text, forced_format
+from tianquan.tools import Tool
 
 Fetch = Callable[[str], Awaitable[bytes]]
 
@@ -20,37 +21,49 @@ _SAME_NAMES = (
     *("min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty"),
     *("frequency_penalty", "seed", "n", "ignore_eos"),
 )
+COMPLETION_MAX_TOKENS = 16  # OpenAI's default for that route
 _ANY_OBJECT = OutputFormat(kind="json_schema", definition='{"type": "object"}')
 
 
 # Sampling -------------------------------------------------------------------------------------------------
-def chat_sampling(body: protocol.ChatRequest, max_tokens: int, vocab_size: int) -> SamplingParams:
+def chat_sampling(
+    body: protocol.ChatRequest, tools: tuple[Tool, ...], default: SamplingParams, vocab_size: int
+) -> SamplingParams:
     """Return how the answers to a chat are sampled.
+
+    Args:
+        body: of the request.
+        tools: those the model is told of.
+        default: for what the request does not say.
+        vocab_size: number of token ids.
 
     Raises:
         ApiError: a value out of range, or fields that exclude each other.
     """
-    if body.tools or body.tool_choice not in (None, "none", "auto"):
-        raise ApiError(400, "tools are not supported yet", param="tools", code="unsupported")
     limits = {body.max_tokens, body.max_completion_tokens} - {None}
     if len(limits) > 1:
         raise _conflict("max_tokens and max_completion_tokens differ; give one of them", "max_tokens")
     if body.top_logprobs is not None and not body.logprobs:
         raise _conflict("top_logprobs needs logprobs: true", "top_logprobs")
+    output_format = _output_format(body.response_format)
+    if tools and output_format is not None:
+        raise _conflict("an answer of a given form cannot call tools; give response_format or tools", "response_format")
     return _sampling(
         body,
-        max_tokens=body.max_completion_tokens or body.max_tokens or max_tokens,
+        default,
+        max_tokens=body.max_completion_tokens or body.max_tokens or default.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        output_format=_output_format(body.response_format),
+        output_format=output_format or forced_format(body, tools),
         vocab_size=vocab_size,
     )
 
 
-def completion_sampling(body: protocol.CompletionRequest, max_tokens: int, vocab_size: int) -> SamplingParams:
-    """Return how the continuations of plain text are sampled; errors as for `chat_sampling`."""
+def completion_sampling(body: protocol.CompletionRequest, default: SamplingParams, vocab_size: int) -> SamplingParams:
+    """Return how the continuations of plain text are sampled; as `chat_sampling`."""
     return _sampling(
         body,
-        max_tokens=body.max_tokens or max_tokens,
+        default,
+        max_tokens=body.max_tokens or COMPLETION_MAX_TOKENS,
         logprobs=body.logprobs,
         output_format=None,
         vocab_size=vocab_size,
@@ -59,6 +72,7 @@ def completion_sampling(body: protocol.CompletionRequest, max_tokens: int, vocab
 
 def _sampling(
     body: protocol.SamplingFields,
+    default: SamplingParams,
     *,
     max_tokens: int,
     logprobs: int | None,
@@ -70,7 +84,7 @@ def _sampling(
     for name in ("max_tokens", "max_completion_tokens"):
         if getattr(body, name, None) == 0:
             raise ApiError(400, f"{name} must be at least 1, got 0", param=name, code="invalid_value")
-    base = SamplingParams() if body.temperature == 0 else CHAT_SAMPLING  # 0 alone means plain greedy decoding
+    base = SamplingParams() if body.temperature == 0 else default  # 0 alone means plain greedy decoding
     given = {name: getattr(body, name) for name in _SAME_NAMES if getattr(body, name) is not None}
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     try:
@@ -161,10 +175,12 @@ def _url(part: Any, where: str) -> str | None:
 
 
 def _resolved(message: Any, where: str, sources: dict[str, bytes]) -> dict[str, Any]:
-    if isinstance(message, protocol.ToolMessage) or getattr(message, "tool_calls", None):
-        raise ApiError(400, f"{where}: tools are not supported yet", param=where, code="unsupported")
     role = "system" if message.role == "developer" else message.role
     content = message.content
+    calls = message.tool_calls if isinstance(message, protocol.AssistantMessage) else None
+    if calls:
+        texts = [part.text for part in content] if isinstance(content, list) else [content] if content else []
+        return {"role": role, "content": "\n".join([*texts, calls_as_text(calls, where)])}
     if content is None:
         raise ApiError(400, f"{where}.content is missing", param=f"{where}.content", code="invalid_value")
     if isinstance(content, str):

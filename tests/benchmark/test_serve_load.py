@@ -1,0 +1,55 @@
+"""The load generator against a small server: what it counts is what the server did."""
+
+from __future__ import annotations
+
+import json
+
+import command_line
+import tianquan
+from running_server import running
+from tianquan.benchmark.serve_load import LoadPlan, Sample, make_body, summarize
+
+SMALL = {"prompt_words": (2, 8), "answer_tokens": (2, 6), "image_sides": (20, 60), "audio_seconds": (1, 1)}
+
+
+def test_from_a_second_process(checkpoint_folder):
+    llm = tianquan.load(checkpoint_folder, precision="float32", backend="native", threads=1)
+    with running(llm, max_num_seqs=4) as server:
+        pairs = [item for name, pair in SMALL.items() for item in (f"--{name.replace('_', '-')}", *map(str, pair))]
+        result = command_line.run(
+            *("bench", "serve", f"http://127.0.0.1:{server.port}", "--requests", "12", "--concurrency", "4"),
+            *("--mix", "2", "1", "1", "--rate", "200", "--json", *pairs),
+        )
+        assert result.returncode == 0, result.stderr
+        report = json.loads(result.stdout)
+        everything = report["all"]
+        assert everything["requests"] == 12
+        assert everything["errors"] == {}
+        assert everything["answer_tokens"] == llm.statistics().generated_tokens
+        assert sum(report[kind]["requests"] for kind in ("text", "image", "audio") if kind in report) == 12
+        assert everything["ttft_ms"]["p50"] <= everything["ttft_ms"]["p99"] <= everything["e2e_ms"]["p99"]
+
+
+def test_the_same_seed_makes_the_same_requests():
+    plan = LoadPlan(url="http://x", mix=(1, 1, 1), **SMALL)
+    first = [make_body(plan, "m", n) for n in range(6)]
+    assert first == [make_body(plan, "m", n) for n in range(6)]
+    assert len({body for _, body in first}) == 6
+
+
+def test_errors_and_late_answers_are_not_good():
+    plan = LoadPlan(url="http://x", ttft_limit_ms=100, tpot_limit_ms=10)
+    good = Sample("text", first=0.05, last=0.13, num_tokens=10)
+    late = Sample("text", first=0.5, last=0.58, num_tokens=10)
+    slow = Sample("text", first=0.05, last=1.0, num_tokens=10)
+    lost = Sample("text", error="429")
+    numbers = summarize(plan, [good, late, slow, lost], 2.0)["all"]
+    assert numbers["goodput_per_second"] == 0.5
+    assert numbers["requests_per_second"] == 1.5
+    assert numbers["errors"] == {"429": 1}
+    assert numbers["answer_tokens_per_second"] == 15
+
+
+def test_no_server_is_one_clear_line():
+    command_line.assert_refused(command_line.run("bench", "serve", "http://127.0.0.1:9"), "no server")
+    command_line.assert_refused(command_line.run("bench", "serve", "ftp://x"), "http://")

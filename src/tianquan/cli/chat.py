@@ -30,11 +30,17 @@ _HELP = """\
 /load FILE    go on with a saved conversation
 /quit         leave (Ctrl-D too); Ctrl-C stops an answer"""
 
+ModelOrEmbedded = Annotated[
+    str | None, typer.Argument(help="A model folder or a hub id; the embedded model by default.")
+]
+WhenFullOption = Annotated[
+    WhenFull, typer.Option(help="When the window is full: refuse, forget the oldest turns, or sum them up.")
+]
+KeepMedia = Annotated[bool, typer.Option("--keep-media", help="Never forget turns with pictures or sound.")]
+
 
 def chat(
-    model: Annotated[
-        str | None, typer.Argument(help="A model folder or a hub id; the embedded model by default.")
-    ] = None,
+    model: ModelOrEmbedded = None,
     prompt: Annotated[str | None, typer.Argument(help="Ask this once; without it a conversation starts.")] = None,
     image: Annotated[list[str] | None, typer.Option(help="A picture; may be repeated.")] = None,
     audio: Annotated[list[str] | None, typer.Option(help="A recording; may be repeated.")] = None,
@@ -56,12 +62,8 @@ def chat(
     max_slices: options.MaxSlices = None,
     max_image_tokens: options.MaxImageTokens = None,
     long_audio: options.LongAudioOption = "error",
-    when_full: Annotated[
-        WhenFull, typer.Option(help="When the window is full: refuse, forget the oldest turns, or sum them up.")
-    ] = "drop_oldest_turns",
-    keep_media: Annotated[
-        bool, typer.Option("--keep-media", help="Never forget turns with pictures or sound.")
-    ] = False,
+    when_full: WhenFullOption = "drop_oldest_turns",
+    keep_media: KeepMedia = False,
     kv_cache_bytes: options.KVCacheBytes = None,
     max_memory: options.MaxMemory = None,
     kv_format: options.KVFormatOption = None,

@@ -89,6 +89,15 @@ def test_torch_has_one_border():
     }
 
 
+def test_the_web_has_one_border():
+    """What the extra `serve` installs is imported in serving/ only."""
+    web = {"starlette", "uvicorn", "h11", "pydantic", "multipart", "python_multipart", "anyio"}
+    roots = {path: {module.split(".")[0] for module in imported_modules(path)} for path in MODULES}
+    assert {top_name(path) for path, names in roots.items() if names & web} == {"serving"}
+    for name in ("__init__", "config"):  # `tianquan serve` reads its options before anything of the web is there
+        assert not roots[PACKAGE / "serving" / f"{name}.py"] & web
+
+
 def test_every_module_has_a_layer():
     assert {top_name(path) for path in MODULES} - {"__init__"} == set(LAYERS)
 

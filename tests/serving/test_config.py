@@ -53,6 +53,13 @@ def test_bad_files_are_one_line(tmp_path, text, word):
     assert "\n" not in str(caught.value)
 
 
+def test_values_out_of_range_and_missing_files(tmp_path):
+    with pytest.raises(ParameterError, match="max_queue"):
+        make_config({"max_queue": -1})
+    with pytest.raises(ParameterError, match="cannot be read"):
+        make_config({}, tmp_path / "none")
+
+
 def test_every_flag_is_an_option_of_the_file_and_the_other_way():
     import inspect
 
@@ -63,6 +70,7 @@ def test_every_flag_is_an_option_of_the_file_and_the_other_way():
 
 
 def test_names_of_models(tmp_path):
+    assert ServeConfig().model_name == "embedded"
     assert default_model_name("owner/name@main") == "owner/name"
     assert default_model_name(str(tmp_path / "some" / "folder")) == "folder"
     assert ServeConfig(adapter="mine=/some/folder").model_name == "mine"
@@ -72,10 +80,8 @@ def test_names_of_models(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        ([], "no model"),
         (["{model}", "--host", "0.0.0.0"], "--api-key-file"),
         (["{model}", "--api-key-file", "/nowhere/key"], "key file"),
-        (["{model}", "--config", "/nowhere/file"], "cannot be read"),
         (["/nowhere/model", "--port", "0"], "model"),
         (["{model}", "--port", "99999"], "port"),
     ],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tianquan.cli import options
-from tianquan.errors import BackendError, ParameterError
+from tianquan.errors import BackendError
 
 if TYPE_CHECKING:
     from tianquan.llm import LLM
@@ -23,7 +23,7 @@ def _flag(text: str) -> Any:
 
 
 def serve(
-    model: Annotated[str | None, typer.Argument(help="A model folder, or a hub id: owner/name[@revision].")] = None,
+    model: Annotated[str | None, typer.Argument(help="Folder or hub id; the embedded model by default.")] = None,
     config: Annotated[Path | None, _flag("TOML file with these options; what is given here comes first.")] = None,
     host: Annotated[str | None, _flag("Address to listen on; 127.0.0.1 by default.")] = None,
     port: Annotated[Number, _flag("Port; 8000 by default, 0 = a free one.")] = None,
@@ -67,8 +67,6 @@ def serve(
 
     file = flags.pop("config")
     settings = make_config(flags, file)
-    if not settings.model:
-        raise ParameterError("no model: name one, or give model in the --config file")
     try:
         from tianquan.serving.server import serve as run
     except ImportError as error:

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 from tianquan.backends import Backend
 from tianquan.backends.kv_cache import KVFormat
+from tianquan.checkpoint.hub import EMBEDDED
 from tianquan.engine.interface import EngineOptions
 from tianquan.errors import BackendError, ParameterError
 from tianquan.processing.labels import printable
@@ -66,7 +67,7 @@ class ServeConfig:
     max_connections: open at the same time.
     """
 
-    model: str = ""
+    model: str = EMBEDDED
     precision: str | None = None
     backend: Backend = "native"
     device: str = "cpu"
@@ -222,7 +223,7 @@ def _typed(name: str, value: Any, kind: str) -> Any:
 
 def default_model_name(model: str) -> str:
     """Return what clients call a model: a hub id as it is, of a folder its last name alone."""
-    if not Path(model).exists() and model.count("/") == 1:
+    if not Path(model).exists() and (model == EMBEDDED or model.count("/") == 1):
         return model.partition("@")[0]
     return printable(Path(model).resolve().name or "model")
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from tianquan.engine.interface import EngineRequest
 from tianquan.errors import PromptError
-from tianquan.llm import CHAT_SAMPLING, LLM
+from tianquan.llm import LLM
 from tianquan.request import MediaPolicy, Prompt, SamplingParams
 from tianquan.serving.admission import Admission, Place
 from tianquan.serving.api_error import ApiError, ClientGoneError
@@ -79,7 +79,7 @@ class Service:
     @property
     def default_sampling(self) -> SamplingParams:
         """How tokens are chosen where a request does not say."""
-        return replace(CHAT_SAMPLING, max_tokens=self.config.max_tokens)
+        return replace(self.llm.checkpoint.sampling, max_tokens=self.config.max_tokens)
 
     @property
     def max_model_len(self) -> int:

@@ -1,4 +1,4 @@
-"""The training loop: accelerate for devices, processes and accumulation; AdamW; loss scaling; saved states.
+"""The training loop: accelerate for the device, AdamW or Muon, accumulation, loss scaling, saved states.
 
 Precision goes through torch.amp, not through accelerate, whose float16 needs a GPU: here it can be tried on any
 machine. The weights stay float32; the forward pass is cast.
@@ -13,7 +13,6 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -85,6 +84,8 @@ class Trainer(Generic[Item]):
             raise TrainingError("nothing is trained: every part of the model is frozen")
         device = next(iter(self._parameters.values())).device
         self._accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+        if self._accelerator.num_processes > 1:
+            raise TrainingError("training runs in one process; start it without a launcher")
         self._device = device
         self._autocast_dtype = _AUTOCAST[plan.precision]
         self._scaler = torch.amp.GradScaler(
@@ -125,10 +126,9 @@ class Trainer(Generic[Item]):
         return self.step
 
     def _batches(self) -> Iterator[Sequence[Sequence[Item]]]:
-        """Yield the data of the steps that are left; with several processes, the part of this one."""
-        rank, world = self._accelerator.process_index, self._accelerator.num_processes
+        """Yield the data of the steps that are left."""
         loader: DataLoader[Any] = DataLoader(
-            _StepDataset(self._steps, rank, world),
+            _StepDataset(self._steps),
             sampler=range(self.step, self.plan.num_steps),
             batch_size=None,
             num_workers=self._num_workers,
@@ -143,15 +143,12 @@ class Trainer(Generic[Item]):
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        world = self._accelerator.num_processes
-        num_terms = self._sum(sum(self._objective.num_terms(items) for items in micro_batches))
+        num_terms = sum(self._objective.num_terms(items) for items in micro_batches)
         total, num_tokens = 0.0, 0
         correct: dict[str, tuple[int, int]] = {}
-        for n, items in enumerate(micro_batches):
-            with self._without_sync(model, last=n == len(micro_batches) - 1):
-                loss = self._loss(model, items)
-                # Processes average their gradients: `world` undoes it.
-                self._accelerator.backward(self._scaler.scale(loss.total * (world / max(1, num_terms))))
+        for items in micro_batches:
+            loss = self._loss(model, items)
+            self._accelerator.backward(self._scaler.scale(loss.total / max(1, num_terms)))
             total += loss.total.item()
             num_tokens += loss.num_tokens
             for group, (right, all_) in loss.correct.items():
@@ -161,9 +158,9 @@ class Trainer(Generic[Item]):
         self.step += 1
         log.add(
             self.step,
-            loss=0.0 if skipped else self._sum(total),
-            num_terms=0 if skipped else int(num_terms),
-            num_tokens=int(self._sum(num_tokens)),
+            loss=0.0 if skipped else total,
+            num_terms=0 if skipped else num_terms,
+            num_tokens=num_tokens,
             learning_rate=rate,
             gradient_norm=0.0 if skipped else norm,
             skipped=skipped,
@@ -215,22 +212,6 @@ class Trainer(Generic[Item]):
             optimizer.zero_grad(set_to_none=True)
         return norm, overflow
 
-    @contextmanager
-    def _without_sync(self, model: Any, last: bool) -> Iterator[None]:
-        """Let processes exchange gradients at the last micro-batch only."""
-        if last:
-            yield
-        else:
-            with self._accelerator.no_sync(model):
-                yield
-
-    def _sum(self, value: float) -> float:
-        """Return the sum over all processes."""
-        if self._accelerator.num_processes == 1:
-            return value
-        summed = self._accelerator.reduce(torch.tensor(float(value), device=self._device), reduction="sum")
-        return float(summed)
-
     def _resume(self) -> None:
         states = saved_states(self._run)
         if not states:
@@ -242,19 +223,18 @@ class Trainer(Generic[Item]):
         self.step = state.step
 
     def _save(self) -> None:
-        if self._accelerator.is_main_process:
-            scaler = self._scaler.state_dict()
-            save_state(self._run, self.step, self.plan, self._parameters, self._optimizers, scaler)
+        scaler = self._scaler.state_dict()
+        save_state(self._run, self.step, self.plan, self._parameters, self._optimizers, scaler)
 
 
 class _StepDataset(Dataset[Any]):
-    """The steps' data; of several processes, each takes every `world`-th micro-batch."""
+    """The steps' data in PyTorch's form."""
 
-    def __init__(self, steps: Steps[Any], rank: int, world: int) -> None:
-        self._steps, self._rank, self._world = steps, rank, world
+    def __init__(self, steps: Steps[Any]) -> None:
+        self._steps = steps
 
     def __getitem__(self, step: int) -> Any:
-        return self._steps[step][self._rank :: self._world]
+        return self._steps[step]
 
 
 class _Clock:

@@ -298,6 +298,7 @@ def test_image_bombs_are_refused_by_their_header(server):
     reply = server.chat(image_part(png_header(30_000, 30_000)))
     assert reply.status == 400
     assert reply.error["code"] == "invalid_media"
+    assert "cap of 100000000" in reply.error["message"]
     assert time.monotonic() - began < 2
 
 

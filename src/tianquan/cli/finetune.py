@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib.util
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tianquan.cli import options
 from tianquan.cli.progress import WorkProgress
 from tianquan.errors import BackendError
+
+if TYPE_CHECKING:
+    from tianquan.training.report import FinetuneReport
 
 _NEEDED = ("torch", "accelerate", "peft", "matplotlib")
 
@@ -85,10 +88,7 @@ def finetune(
         )
     )
     with _Phases() as phases:
-        report = Finetuning(chosen, phases.show).run()
-    print(f"{output}: {report.num_records} records, {report.num_trained:,} values trained, report in report.md")
-    if report.before is not None and report.after is not None:
-        print(f"right answers: {100 * report.before.accuracy:.1f} % before, {100 * report.after.accuracy:.1f} % after")
+        _print_result(output, Finetuning(chosen, phases.show).run())
 
 
 def merge(
@@ -115,6 +115,12 @@ def merge(
     finally:
         progress.stop()
     print(f"{output}: {len(opened.factors)} matrices changed, {chosen}")
+
+
+def _print_result(output: Path, report: FinetuneReport) -> None:
+    print(f"{output}: {report.num_records} records, {report.num_trained:,} values trained, report in report.md")
+    if report.before is not None and report.after is not None:
+        print(f"right answers: {100 * report.before.accuracy:.1f} % before, {100 * report.after.accuracy:.1f} % after")
 
 
 class _Phases:

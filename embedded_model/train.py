@@ -56,7 +56,7 @@ class Stage:
 
 
 # Long answers about everything in a picture teach more per picture than one word does.
-SEEING = {**WEIGHTS, "describe": 14, "follow_up": 16, "read_text": 12, "read_digits": 12, "transcribe": 20, "text": 4}
+SEEING = {**WEIGHTS, "describe": 14, "follow_up": 16, "read_text": 12, "read_digits": 12, "transcribe": 14, "text": 4}
 
 STAGES: dict[str, Stage] = {
     "towers": Stage(
@@ -101,7 +101,7 @@ STAGES: dict[str, Stage] = {
             seed=2,
             precision="bfloat16",
         ),
-        batch_size=48,
+        batch_size=96,
         after="shapes",
         weights=SEEING,
     ),

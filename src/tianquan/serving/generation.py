@@ -1,14 +1,17 @@
 """Answers on their way from the engine's thread to an asyncio task.
 
-    engine thread --call_soon_threadsafe--> Inbox (one per HTTP request) --await--> pieces of text
+    engine thread --Mailroom--> Inbox (one per HTTP request) --await--> pieces of text
 
-The inbox also takes word that the client is gone and, while nothing else comes, that it is time for a sign of life.
+Waking the event loop costs the engine's thread a system call and, with it, the interpreter: the mailroom wakes it once
+for what came meanwhile, and a task that is late takes what waits for it as one piece. The inbox also takes word
+that the client is gone and, while nothing else comes, that it is time for a sign of life.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -34,6 +37,10 @@ class Piece:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: FinishReason | None = None
 
+    def joined(self, later: Piece) -> Piece:
+        """Return this piece and a later one of the same answer as one."""
+        return Piece(self.index, self.text + later.text, self.logprobs + later.logprobs, later.finish_reason)
+
 
 class Ping:
     """Comes in place of a piece after a while without one."""
@@ -42,24 +49,48 @@ class Ping:
 PING = Ping()
 
 
+class Mailroom:
+    """Carries items from other threads to the inboxes of an event loop, which must be running."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._items: deque[tuple[Inbox, Any]] = deque()
+        self._is_due = False
+
+    def put(self, inbox: Inbox, item: Any) -> None:
+        """Send an item, from any thread. After the loop's end there is nobody to tell."""
+        self._items.append((inbox, item))
+        if not self._is_due:
+            self._is_due = True
+            try:
+                self._loop.call_soon_threadsafe(self._deliver)
+            except RuntimeError:
+                if not self._loop.is_closed():
+                    raise
+
+    def _deliver(self) -> None:
+        self._is_due = False  # first: what is put from here on wakes the loop again
+        while self._items:
+            inbox, item = self._items.popleft()
+            inbox.put(item)
+
+
 class Inbox:
-    """What happens to one HTTP request, in order. Made and read on the event loop; engine threads put."""
+    """What happens to one HTTP request, in order. Used on the event loop only."""
 
     def __init__(self, ping_seconds: float) -> None:
         self._loop = asyncio.get_running_loop()
-        self._items: asyncio.Queue[Any] = asyncio.Queue()
+        self._items: deque[Any] = deque()
+        self._has_items = asyncio.Event()
         self._ping_seconds = ping_seconds
         self._quiet_since = time.monotonic()
         self._timer: asyncio.TimerHandle | None = None
         self.is_gone = False
 
     def put(self, item: Any) -> None:
-        """Add an item, from any thread. After the loop's end there is nobody to tell."""
-        try:
-            self._loop.call_soon_threadsafe(self._items.put_nowait, item)
-        except RuntimeError:
-            if not self._loop.is_closed():
-                raise
+        """Add an item."""
+        self._items.append(item)
+        self._has_items.set()
 
     async def take(self) -> Any:
         """Return the next item; `PING` after a while without one.
@@ -67,24 +98,31 @@ class Inbox:
         Raises:
             ClientGoneError: the client closed the connection.
         """
-        item = await self._items.get()
+        while not self._items:
+            self._has_items.clear()
+            await self._has_items.wait()
+        item = self._items.popleft()
         self._quiet_since = time.monotonic()
         if item is _GONE:
             raise ClientGoneError
         return PING if item is _PING else item
+
+    def next(self) -> Any:
+        """Return the item that is there already and comes next, without taking it; None for none."""
+        return self._items[0] if self._items else None
 
     async def watch(self, receive: Callable[[], Awaitable[Any]]) -> None:
         """Wait until the client is gone. The body must have been read."""
         while (await receive())["type"] != "http.disconnect":
             pass
         self.is_gone = True
-        self._items.put_nowait(_GONE)
+        self.put(_GONE)
 
     def start_pings(self) -> None:
         """Begin to put pings in when it is quiet."""
         left = self._quiet_since + self._ping_seconds - time.monotonic()
         if left <= 0:
-            self._items.put_nowait(_PING)
+            self.put(_PING)
             self._quiet_since = time.monotonic()
             left = self._ping_seconds
         self._timer = self._loop.call_later(max(left, 0.01), self.start_pings)
@@ -125,6 +163,7 @@ class Generation:
         tokenizer: makes text of ids.
         requests: one for each answer.
         inbox: of the HTTP request; one generation at a time reads from it.
+        mailroom: of the event loop.
         metrics: hears of tokens and ends.
         began: when the HTTP request came, by `time.monotonic`.
         on_end: called on the event loop when the engine is done with all of it.
@@ -139,6 +178,7 @@ class Generation:
         tokenizer: Tokenizer,
         requests: Sequence[EngineRequest],
         inbox: Inbox,
+        mailroom: Mailroom,
         metrics: Metrics,
         *,
         began: float,
@@ -146,6 +186,7 @@ class Generation:
     ) -> None:
         self._driver = driver
         self._inbox = inbox
+        self._mailroom = mailroom
         self._metrics = metrics
         self._began = began
         self._on_end = on_end
@@ -166,7 +207,7 @@ class Generation:
             request = replace(request, is_stopped=_stop_watch(tokenizer, request.sampling.stop))
 
         def arrive(output: RequestOutput | Exception) -> None:
-            self._inbox.put(_Arrival(index, output, time.monotonic()))
+            self._mailroom.put(self._inbox, _Arrival(index, output, time.monotonic()))
 
         self._choices[index].request_id = self._driver.submit(request, arrive, arrive)
         self._num_open += 1
@@ -184,9 +225,19 @@ class Generation:
                 if isinstance(item, Ping):
                     yield item
                 elif isinstance(item, _Arrival):
-                    yield self._receive(item)
+                    piece = self._receive(item)
+                    while piece.finish_reason is None and self._follows(item):
+                        piece = piece.joined(self._receive(await self._inbox.take()))
+                    yield piece
         finally:
             self.close()
+
+    def _follows(self, arrival: _Arrival) -> bool:
+        """Return whether more of the same answer is there already, and no error."""
+        item = self._inbox.next()
+        if not isinstance(item, _Arrival) or item.index != arrival.index or isinstance(item.output, Exception):
+            return False
+        return item.output.end is None or item.output.end.error is None
 
     def _receive(self, arrival: _Arrival) -> Piece:
         choice, output = self._choices[arrival.index], arrival.output

@@ -18,7 +18,7 @@ from tianquan.serving.api_error import ApiError, ClientGoneError
 from tianquan.serving.body import BodyReader
 from tianquan.serving.call import Call
 from tianquan.serving.config import ServeConfig
-from tianquan.serving.generation import Generation, Inbox
+from tianquan.serving.generation import Generation, Inbox, Mailroom
 from tianquan.serving.media_fetch import MediaFetcher
 from tianquan.serving.metrics import Metrics
 
@@ -50,6 +50,7 @@ class Service:
         )
         self._threads = ThreadPoolExecutor(config.media_threads, thread_name_prefix="tianquan-media")
         self._llm: LLM | None = None
+        self._mailroom: Mailroom | None = None
 
     @property
     def is_ready(self) -> bool:
@@ -59,6 +60,13 @@ class Service:
     def set_ready(self, llm: LLM) -> None:
         """Begin to answer; may be called from any thread."""
         self._llm = llm
+
+    @property
+    def mailroom(self) -> Mailroom:
+        """The one of the event loop that asks first, and is the only one."""
+        if self._mailroom is None:
+            self._mailroom = Mailroom()
+        return self._mailroom
 
     @property
     def llm(self) -> LLM:
@@ -169,6 +177,7 @@ class Service:
             self.llm.tokenizer,
             requests,
             inbox,
+            self.mailroom,
             self.metrics,
             began=call.began,
             on_end=place.leave if is_last else lambda: None,

@@ -88,6 +88,8 @@ def test_every_route_but_health_and_the_page_is_locked(serve, key_file):
                     assert reply.status == 401, (method, path, headers)
                     assert reply.error["code"] == "invalid_api_key"
                     assert reply.headers["www-authenticate"] == "Bearer"
+        for host in ("x/health?", "x/health#", "x/health?@", "[/health", "x/health\\"):
+            assert server.get("/v1/models", Host=host).status == 401  # a URL of both would have the path /health
         for key in (KEY, "another-good-key"):
             assert server.get("/v1/models", Authorization=f"Bearer {key}").status == 200
             assert server.get("/v1/models", authorization=f"bearer {key}").status == 200
@@ -200,6 +202,24 @@ def test_large_bodies_are_refused_before_they_are_read(serve):
             assert raw.recv(100).startswith(b"HTTP/1.1 413")
         assert server.upload(b"x" * 20_000).status == 413
         wait_until(server.is_idle)
+
+
+def test_bodies_of_all_requests_together_are_bounded(serve):
+    """Nine clients send a whole body each but for its last byte; there is memory for eight."""
+    head = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 4096\r\n\r\n"
+    )
+    with serve(max_body_bytes=4096, max_queue=20) as server, contextlib.ExitStack() as stack:
+        admission = server.service.admission
+        for n in range(1, 9):
+            raw = stack.enter_context(contextlib.closing(socket.create_connection(("127.0.0.1", server.port), 5)))
+            raw.sendall(head + b" " * 4095)
+            wait_until(lambda n=n: admission.num_bytes == n * 4095)
+        assert server.chat("a" * 1000).status == 429
+        stack.close()
+        wait_until(server.is_idle)
+        assert admission.num_bytes == 0
 
 
 def test_long_heads_are_refused(server):

@@ -1,6 +1,7 @@
 """A bounded queue: how many answers may be computed or waited for at the same time, and 429 beyond that.
 
-A place is taken before the body of a request is read, so waiting bodies and decoded media are bounded too.
+A place is taken before the body of a request is read, so waiting bodies and decoded media are bounded too; so are the
+bytes of all bodies together.
 """
 
 from __future__ import annotations
@@ -20,11 +21,14 @@ class Admission:
     Args:
         max_running: answers computed side by side.
         max_queue: answers that wait.
+        max_bytes: of the bodies of all requests that hold places.
     """
 
-    def __init__(self, max_running: int, max_queue: int) -> None:
+    def __init__(self, max_running: int, max_queue: int, max_bytes: int) -> None:
         self.capacity = max_running + max_queue
+        self.max_bytes = max_bytes
         self.num_taken = 0
+        self.num_bytes = 0
         self._max_running = max_running
         self._mean_seconds = 1.0
 
@@ -44,7 +48,7 @@ class Admission:
         wait = min(max(1, math.ceil(seconds)), _MAX_RETRY_SECONDS)
         return ApiError(
             429,
-            f"all {self.capacity} places of the queue are taken; try again later",
+            f"all {self.capacity} places of the queue, or the memory for their bodies, are taken; try again later",
             code="queue_full",
             headers={"Retry-After": str(wait)},
         )
@@ -60,6 +64,7 @@ class Place:
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
         self._num_held = 0
+        self._num_bytes = 0
         self._since = time.monotonic()
 
     def extend(self, num_more: int) -> None:
@@ -80,12 +85,24 @@ class Place:
         admission.num_taken += num_more
         self._num_held += num_more
 
+    def hold(self, num_bytes: int) -> None:
+        """Count bytes of the request's body.
+
+        Raises:
+            ApiError: 429, the bodies of all requests are too many bytes.
+        """
+        self._num_bytes += num_bytes
+        self._admission.num_bytes += num_bytes
+        if self._admission.num_bytes > self._admission.max_bytes:
+            raise self._admission.refuse()
+
     def leave(self) -> None:
         """Give all places back. Doing it twice is no harm."""
         if self._num_held:
             self._admission.num_taken -= self._num_held
             self._admission.record(time.monotonic() - self._since)
-            self._num_held = 0
+            self._admission.num_bytes -= self._num_bytes
+            self._num_held = self._num_bytes = 0
 
     def __enter__(self) -> Place:
         return self

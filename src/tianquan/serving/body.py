@@ -13,6 +13,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from tianquan.serving import protocol
+from tianquan.serving.admission import Place
 from tianquan.serving.api_error import ApiError, ClientGoneError
 from tianquan.serving.config import Patience
 
@@ -35,17 +36,17 @@ class BodyReader:
         self._max_bytes = max_bytes
         self._patience = patience
 
-    async def read_json(self, request: Request, model: type[Model]) -> Model:
+    async def read_json(self, request: Request, model: type[Model], place: Place) -> Model:
         """Return the checked body of a JSON request.
 
         Raises:
-            ApiError: another content type, too large, too slow, not JSON, or not of the model's form.
+            ApiError: another content type, too large, too slow, too many, not JSON, or not of the model's form.
             ClientGoneError: the connection ended before the body did.
         """
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # a form's type would let any web page post here
             raise ApiError(400, "the body must be JSON: send Content-Type: application/json", code="invalid_type")
-        pieces = [piece async for piece in self._pieces(request)]
+        pieces = [piece async for piece in self._pieces(request, place)]
         data = b"".join(pieces)
         try:
             if len(data) > _PARSED_HERE:
@@ -54,7 +55,7 @@ class BodyReader:
         except ValidationError as error:
             raise protocol.invalid_body(error) from None
 
-    async def read_form(self, request: Request) -> tuple[dict[str, str], bytes]:
+    async def read_form(self, request: Request, place: Place) -> tuple[dict[str, str], bytes]:
         """Return the fields of a multipart form, and the content of its one file, `file`.
 
         Raises:
@@ -65,7 +66,7 @@ class BodyReader:
             raise ApiError(400, "the body must be a form: send multipart/form-data with a file", code="invalid_type")
         parser = _MemoryParser(
             request.headers,
-            self._pieces(request),
+            self._pieces(request, place),
             max_files=1,
             max_fields=MAX_FORM_FIELDS,
             max_part_size=MAX_FIELD_LEN,
@@ -82,7 +83,7 @@ class BodyReader:
             raise ApiError(400, "the form is damaged; send multipart/form-data", code="invalid_form") from error
         return await _split(form)
 
-    async def _pieces(self, request: Request) -> AsyncGenerator[bytes, None]:
+    async def _pieces(self, request: Request, place: Place) -> AsyncGenerator[bytes, None]:
         """Yield a body as it comes, as long as it is neither too large nor too slow."""
         stated = request.headers.get("content-length", "0")
         if stated.isdigit() and int(stated) > self._max_bytes:
@@ -100,6 +101,7 @@ class BodyReader:
             num_bytes += len(piece)
             if num_bytes > self._max_bytes:
                 raise self._too_large()
+            place.hold(len(piece))
             yield piece
             if not message.get("more_body", False):
                 return

@@ -26,6 +26,7 @@ class Call:
     """A request while it is answered.
 
     id: what logs and the X-Request-Id header call it.
+    path: what was asked for, unquoted.
     route: for logs and metrics, a pattern without what clients put into it.
     salt: keeps what is cached for this client apart.
     notes: what the log line says beside the route and the status; never content.
@@ -33,6 +34,7 @@ class Call:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, write_seconds: float) -> None:
         self.request = Request(scope, receive)
+        self.path: str = scope["path"]  # not of request.url, which is put together with the Host header
         self.began = time.monotonic()
         self.id = _request_id(self.request)
         self.route = "none"

@@ -43,7 +43,7 @@ def salt_of(call: Call, body: protocol.SamplingFields) -> str:
 async def chat_completions(service: Service, call: Call) -> None:
     """Answer a conversation."""
     with service.admission.enter() as place:
-        body = await service.reader.read_json(call.request, protocol.ChatRequest)
+        body = await service.reader.read_json(call.request, protocol.ChatRequest, place)
         service.check_model(body.model)
         tools = told_tools(body)
         sampling = chat_sampling(body, tools, service.default_sampling, service.vocab_size)
@@ -67,7 +67,7 @@ async def chat_completions(service: Service, call: Call) -> None:
 async def completions(service: Service, call: Call) -> None:
     """Continue plain text, without the chat template."""
     with service.admission.enter() as place:
-        body = await service.reader.read_json(call.request, protocol.CompletionRequest)
+        body = await service.reader.read_json(call.request, protocol.CompletionRequest, place)
         service.check_model(body.model)
         sampling = completion_sampling(body, service.default_sampling, service.vocab_size)
         prompts = _prompts(body)

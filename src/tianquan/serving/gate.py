@@ -164,7 +164,7 @@ class Gate:
     def _check(self, call: Call) -> None:
         request = call.request
         self._check_origin(request)
-        if not self._is_open(request.url.path):
+        if not self._is_open(call.path):
             call.salt = self._key_check.salt(request)
 
     def _check_origin(self, request: Request) -> None:

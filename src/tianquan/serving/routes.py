@@ -30,7 +30,7 @@ async def models(service: Service, call: Call) -> None:
 
 async def one_model(service: Service, call: Call) -> None:
     """Describe one model."""
-    service.check_model(call.request.url.path.removeprefix("/v1/models/"))
+    service.check_model(call.path.removeprefix("/v1/models/"))
     await call.respond_json(_model(service))
 
 
@@ -48,8 +48,8 @@ def _model(service: Service) -> dict[str, Any]:
 
 async def tokenize(service: Service, call: Call) -> None:
     """Return the token ids of a text, or of a conversation with its template and media."""
-    with service.admission.enter():
-        body = await service.reader.read_json(call.request, protocol.TokenizeRequest)
+    with service.admission.enter() as place:
+        body = await service.reader.read_json(call.request, protocol.TokenizeRequest, place)
         service.check_model(body.model)
         given = [value for value in (body.prompt, body.content, body.messages) if value is not None]
         if len(given) != 1:
@@ -110,7 +110,7 @@ class Routes:
 
     async def __call__(self, call: Call) -> None:
         """Answer a call."""
-        path, method = call.request.url.path, call.request.method
+        path, method = call.path, call.request.method
         method = "GET" if method == "HEAD" else method
         routes = ROUTES.get(path)
         call.route = path if routes is not None else "none"

@@ -22,6 +22,8 @@ from tianquan.serving.generation import Generation, Inbox, Mailroom
 from tianquan.serving.media_fetch import MediaFetcher
 from tianquan.serving.metrics import Metrics
 
+_MAX_BODIES = 8  # bodies of full size in memory at the same time
+
 Result = TypeVar("Result")
 
 
@@ -41,7 +43,7 @@ class Service:
         self.model_name = config.model_name
         self.created = int(time.time())
         self.metrics = Metrics()
-        self.admission = Admission(config.max_num_seqs, config.max_queue)
+        self.admission = Admission(config.max_num_seqs, config.max_queue, _MAX_BODIES * config.max_body_bytes)
         self.reader = BodyReader(config.max_body_bytes, config.patience)
         self.fetcher = MediaFetcher(
             domains=frozenset(config.allow_media_domain),

@@ -35,7 +35,7 @@ Clip = npt.NDArray[np.float32]
 async def transcriptions(service: Service, call: Call) -> None:
     """Transcribe the recording of a form."""
     with service.admission.enter() as place:
-        fields, content = await service.reader.read_form(call.request)
+        fields, content = await service.reader.read_form(call.request, place)
         body = _parse(fields)
         service.check_model(body.model)
         sampling = replace(TRANSCRIBE_SAMPLING, temperature=body.temperature or 0.0)

@@ -26,6 +26,8 @@ from tianquan.benchmark.run import machine_name
 from tianquan.benchmark.serve_load import LoadPlan, make_body, run_load
 
 MAX_GROWTH = 0.02
+# full within a minute, so that growth after it is no cache that fills
+SMALL_CACHES = ("--max-num-seqs", "8", "--kv-cache-bytes", "16M", "--encoder-cache-bytes", str(8 * 2**20))
 SAMPLE_SECONDS = 5.0
 ROUND_SECONDS = 60.0
 DEFAULT_MODEL = Path(__file__).parents[1] / "tests" / "conformance" / "checkpoint"
@@ -35,7 +37,7 @@ class Soak:
     """A server under load."""
 
     def __init__(self, model: Path, seconds: float) -> None:
-        command = [sys.executable, "-m", "tianquan", "serve", str(model), "--port", "0", "--max-num-seqs", "8"]
+        command = [sys.executable, "-m", "tianquan", "serve", str(model), "--port", "0", *SMALL_CACHES]
         self.server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert self.server.stderr is not None
         self.port = int(re.search(r":(\d+),", self.server.stderr.readline())[1])  # type: ignore[index]

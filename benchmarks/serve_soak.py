@@ -36,13 +36,14 @@ DEFAULT_MODEL = Path(__file__).parents[1] / "tests" / "conformance" / "checkpoin
 class Soak:
     """A server under load."""
 
-    def __init__(self, model: Path, seconds: float) -> None:
+    def __init__(self, model: Path, seconds: float, mix: tuple[float, float, float]) -> None:
         command = [sys.executable, "-m", "tianquan", "serve", str(model), "--port", "0", *SMALL_CACHES]
         self.server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert self.server.stderr is not None
         self.port = int(re.search(r":(\d+),", self.server.stderr.readline())[1])  # type: ignore[index]
         threading.Thread(target=self._count_log, daemon=True).start()
         self.end = time.monotonic() + seconds
+        self.mix = mix
         self.statuses: Counter[int] = Counter()
         self.resident_mib: list[float] = []
         self.num_left = 0
@@ -73,7 +74,7 @@ class Soak:
     def go_away(self) -> None:
         """Begin answers and leave: at once, after an event or after some."""
         rng = random.Random(0)
-        plan = LoadPlan(url="http://x", mix=(1, 1, 1), answer_tokens=(200, 800), image_sides=(100, 600))
+        plan = LoadPlan(url="http://x", mix=self.mix, answer_tokens=(200, 800), image_sides=(100, 600))
         while time.monotonic() < self.end:
             _, body = make_body(plan, "checkpoint", rng.getrandbits(40))
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
@@ -98,7 +99,7 @@ class Soak:
         url = f"http://127.0.0.1:{self.port}"
         while (left := self.end - time.monotonic()) > 0:
             plan = LoadPlan(
-                url=url, num_requests=10**6, seconds=min(left, ROUND_SECONDS), concurrency=6, mix=(3, 1, 1),
+                url=url, num_requests=10**6, seconds=min(left, ROUND_SECONDS), concurrency=6, mix=self.mix,
                 answer_tokens=(4, 200), seed=len(rounds), image_sides=(60, 900), audio_seconds=(1, 12),
             )  # fmt: skip
             rounds.append(run_load(plan)["all"])
@@ -136,8 +137,9 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL)
+    parser.add_argument("--mix", type=float, nargs=3, default=(3.0, 1.0, 1.0), help="weights of text, image, audio")
     arguments = parser.parse_args()
-    soak = Soak(arguments.model, 60 * arguments.minutes)
+    soak = Soak(arguments.model, 60 * arguments.minutes, tuple(arguments.mix))
     try:
         report = soak.run()
     finally:
@@ -147,6 +149,7 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         "machine": machine_name(),
         "command": f"python benchmarks/serve_soak.py --minutes {arguments.minutes:g}",
+        "mix": list(arguments.mix),
         "model": arguments.model.name,
         "exit_code": code,
         **report,

@@ -20,7 +20,7 @@ test: $(VENV)/developed
 	$(BIN)/python -m pytest
 
 test-training: $(TRAINING_VENV)/developed
-	OMP_NUM_THREADS=2 $(TRAINING_VENV)/bin/python -m pytest tests/training tests/backends/test_torch.py
+	OMP_NUM_THREADS=1 $(TRAINING_VENV)/bin/python -m pytest tests/training tests/backends/test_torch.py
 
 check: $(VENV)/developed
 	$(BIN)/ruff format --check .

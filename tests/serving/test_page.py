@@ -125,7 +125,7 @@ def test_stop_ends_the_answer_in_the_server_too(page, server):
     page.wait(f"{LAST} .ending')?.innerText === 'Stopped'")
     assert page.text(".message:last-child .markdown")
     wait_until(server.is_idle)
-    assert page.evaluate("document.querySelector('.go').getAttribute('aria-label')") == "Send"
+    page.wait("document.querySelector('.go').getAttribute('aria-label') === 'Send'")  # drawn a moment after the end
     page.click(".message:last-child .again")
     page.wait(f"{LAST} .markdown').innerText.length > 3")
     page.load()  # a page that goes away stops its answer too

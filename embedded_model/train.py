@@ -55,8 +55,19 @@ class Stage:
     large: bool = False  # whether its objects are large
 
 
-# Long answers about everything in a picture teach more per picture than one word does.
-SEEING = {**WEIGHTS, "describe": 14, "follow_up": 16, "read_text": 12, "read_digits": 12, "transcribe": 14, "text": 4}
+# Long answers about a whole picture teach more than one word does; reading and listening take longest to learn.
+SEEING = {
+    **WEIGHTS,
+    "describe": 12,
+    "follow_up": 12,
+    "count": 14,
+    "read_digits": 16,
+    "read_text": 8,
+    "transcribe": 16,
+    "spoken_digits": 8,
+    "spoken_question": 12,
+    "text": 4,
+}
 
 STAGES: dict[str, Stage] = {
     "towers": Stage(

@@ -10,6 +10,7 @@ not.
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ from tianquan.training.state import load_state, restore, save_state, saved_state
 _AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _FIRST_SCALE = 2.0**12  # of a float16 loss; the scaler finds its own from there
 _GROWTH_INTERVAL = 200  # steps without overflow before the scale doubles
+_WORKER_NICENESS = 5  # a third of the training threads' share of a core they both want
 _MAX_OVERFLOWS = 40  # in a row: 2**-40 of the first scale is no scale any more
 
 
@@ -133,7 +135,7 @@ class Trainer(Generic[Item]):
             batch_size=None,
             num_workers=self._num_workers,
             prefetch_factor=4 if self._num_workers else None,
-            worker_init_fn=_ignore_interrupts,
+            worker_init_fn=_prepare_worker,
         )
         yield from loader
 
@@ -308,7 +310,12 @@ class _Interruption:
         self.asked = True
 
 
-def _ignore_interrupts(_: int) -> None:
-    """Leave signals that are sent to all processes to the one that trains; when it ends, so do the workers."""
+def _prepare_worker(_: int) -> None:
+    """Leave signals that are sent to all processes to the one that trains; when it ends, so do the workers.
+
+    Workers give way: a training thread that loses its core to one makes all the others wait at their barrier.
+    """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(os, "nice"):
+        os.nice(_WORKER_NICENESS)

@@ -24,6 +24,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from embedded_model.samples import SampleStream
 from embedded_model.vocabulary import characters, corpus
 from tianquan.checkpoint.config_files import JsonFile, parse_config
+from tianquan.checkpoint.layout_files import END_OF_TURN, SPECIAL_TOKENS, preprocessor_config, tokenizer_config
 from tianquan.checkpoint.safetensors_file import write_safetensors
 from tianquan.checkpoint.tensor_list import required_tensors
 from tianquan.config import ModelConfig
@@ -41,34 +42,6 @@ POSITION_SCALE = 0.5
 WHITENING_SEED = 11
 WHITENING_PICTURES = 600  # 38,400 patches
 NOISE_VARIANCE = 0.05  # of a component, pixels from -1 to 1
-
-SPECIAL_TOKENS = (
-    "<|eos|>",
-    "<|unk|>",
-    "<|pad|>",
-    "<|role_start|>",
-    "<|role_end|>",
-    "<|turn_end|>",
-    "<|image_start|>",
-    "<|image_end|>",
-    "<|image_id_start|>",
-    "<|image_id_end|>",
-    "<|slice_start|>",
-    "<|slice_end|>",
-    "<|audio_start|>",
-    "<|audio_end|>",
-)
-TEMPLATE = (
-    "{% for message in messages %}"
-    "<|role_start|>{{ message['role'] }}<|role_end|>"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for kind in ['image', 'audio'] %}{% if kind in message['content'] %}"
-    "{% set media = message['content'][kind] %}"
-    "{% for item in ([media] if media is string else media) %}(<{{ kind }}>./</{{ kind }}>){% endfor %}"
-    "{% endif %}{% endfor %}{{ message['content'].get('text', '') }}{% endif %}"
-    "<|turn_end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|role_start|>assistant<|role_end|>{% endif %}"
-)
 
 
 def build_tokenizer() -> Tokenizer:
@@ -128,27 +101,6 @@ def build_config(vocab_size: int, eos_token_id: int) -> dict[str, Any]:
             "avg_pool": True,
             "add_audio_bos_eos_token": True,
         },
-    }
-
-
-def build_preprocessor_config() -> dict[str, Any]:
-    """Return preprocessor_config.json."""
-    return {
-        "sampling_rate": 16000,
-        "feature_size": NUM_MELS,
-        "image_feature_size": QUERY_GRID**2,
-        "scale_resolution": SCALE_RESOLUTION,
-        "max_slice_nums": MAX_SLICES,
-        "patch_size": PATCH_SIZE,
-        "slice_mode": True,
-        "use_image_id": True,
-        "im_start": "<|image_start|>",
-        "im_end": "<|image_end|>",
-        "im_id_start": "<|image_id_start|>",
-        "im_id_end": "<|image_id_end|>",
-        "slice_start": "<|slice_start|>",
-        "slice_end": "<|slice_end|>",
-        "unk": "<|unk|>",
     }
 
 
@@ -236,13 +188,19 @@ def write_blueprint(folder: Path, seed: int = 0) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
-    end_of_turn = tokenizer.token_to_id("<|turn_end|>")
+    end_of_turn = tokenizer.token_to_id(END_OF_TURN)
     assert end_of_turn is not None
     config = build_config(tokenizer.get_vocab_size(), end_of_turn)
     files = {
         "config.json": config,
-        "preprocessor_config.json": build_preprocessor_config(),
-        "tokenizer_config.json": {"eos_token": "<|turn_end|>", "chat_template": TEMPLATE},
+        "preprocessor_config.json": preprocessor_config(
+            num_mels=NUM_MELS,
+            num_queries=QUERY_GRID**2,
+            scale_resolution=SCALE_RESOLUTION,
+            max_slices=MAX_SLICES,
+            patch_size=PATCH_SIZE,
+        ),
+        "tokenizer_config.json": tokenizer_config(),
     }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")

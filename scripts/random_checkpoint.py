@@ -16,41 +16,17 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tianquan.checkpoint.config_files import JsonFile, parse_config
+from tianquan.checkpoint.layout_files import END_OF_TURN, SPECIAL_TOKENS, preprocessor_config, tokenizer_config
 from tianquan.checkpoint.safetensors_file import write_safetensors
 from tianquan.checkpoint.tensor_list import required_tensors
 from tianquan.quantization.dense import DenseFormat, DenseTensor
 
-SPECIAL_TOKENS = [
-    "<|eos|>",
-    "<|unk|>",
-    "<|pad|>",
-    "<|role_start|>",
-    "<|role_end|>",
-    "<|turn_end|>",
-    "<|image_start|>",
-    "<|image_end|>",
-    "<|image_id_start|>",
-    "<|image_id_end|>",
-    "<|slice_start|>",
-    "<|slice_end|>",
-    "<|audio_start|>",
-    "<|audio_end|>",
-]
 CORPUS = [
     "the picture shows a red circle, a blue square and two green triangles on a white table",
     "what is in the image? how many are there? please describe what you see and hear",
     "convert speech to text. hello world, this is a small test of a small model",
     "图片里有一个红色的圆形和两个蓝色的方块，请描述你看到和听到的内容。你好，谢谢。",
 ]
-TEMPLATE = (
-    "{% for message in messages %}<|role_start|>{{ message['role'] }}<|role_end|>"
-    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
-    "{% for kind in ['image', 'audio'] %}{% if kind in message['content'] %}"
-    "{% set media = message['content'][kind] %}"
-    "{% for item in ([media] if media is string else media) %}(<{{ kind }}>./</{{ kind }}>){% endfor %}"
-    "{% endif %}{% endfor %}{{ message['content'].get('text', '') }}{% endif %}<|turn_end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|role_start|>assistant<|role_end|>{% endif %}"
-)
 
 
 def build_tokenizer(num_merged: int = 600) -> Tokenizer:
@@ -107,36 +83,19 @@ def build_config(vocab_size: int, eos_token_id: int) -> dict[str, Any]:
     }
 
 
-PREPROCESSOR = {
-    "sampling_rate": 16000,
-    "feature_size": 80,
-    "image_feature_size": 16,
-    "scale_resolution": 224,
-    "max_slice_nums": 4,
-    "patch_size": 14,
-    "slice_mode": True,
-    "use_image_id": True,
-    "im_start": "<|image_start|>",
-    "im_end": "<|image_end|>",
-    "im_id_start": "<|image_id_start|>",
-    "im_id_end": "<|image_id_end|>",
-    "slice_start": "<|slice_start|>",
-    "slice_end": "<|slice_end|>",
-    "unk": "<|unk|>",
-}
-
-
 def write_random_checkpoint(folder: Path, seed: int = 0, format: DenseFormat = "bfloat16") -> None:
     """Write config, tokenizer, processor files and weights; the same seed gives the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = build_tokenizer()
     vocab_size = tokenizer.get_vocab_size()
-    config = build_config(vocab_size, tokenizer.token_to_id("<|turn_end|>"))
+    config = build_config(vocab_size, tokenizer.token_to_id(END_OF_TURN))
     tokenizer.save(str(folder / "tokenizer.json"))
     files = {
         "config.json": config,
-        "preprocessor_config.json": PREPROCESSOR,
-        "tokenizer_config.json": {"eos_token": "<|turn_end|>", "chat_template": TEMPLATE},
+        "preprocessor_config.json": preprocessor_config(
+            num_mels=80, num_queries=16, scale_resolution=224, max_slices=4
+        ),
+        "tokenizer_config.json": tokenizer_config(),
     }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from tianquan.backends.ops import Weight
 from tianquan.backends.reference import ReferenceOps
 from tianquan.checkpoint.config_files import JsonFile, parse_config
+from tianquan.checkpoint.layout_files import SPECIAL_TOKENS, preprocessor_config, tokenizer_config
 from tianquan.checkpoint.low_bit import save_low_bit
 from tianquan.checkpoint.tensor_list import needed_weights
 from tianquan.checkpoint.weight_reader import WeightReader
@@ -26,32 +27,7 @@ from tianquan.quantization.recipes import Recipe
 
 _PATTERN_BYTES = 1 << 20  # of random data, repeated: the kernels' time does not depend on the values
 _VOCAB_SIZE = 122880
-_SPECIAL_TOKENS = (
-    "<|eos|>",
-    "<|unk|>",
-    "<|pad|>",
-    "<|role_start|>",
-    "<|role_end|>",
-    "<|turn_end|>",
-    "<|image_start|>",
-    "<|image_end|>",
-    "<|image_id_start|>",
-    "<|image_id_end|>",
-    "<|slice_start|>",
-    "<|slice_end|>",
-    "<|audio_start|>",
-    "<|audio_end|>",
-)
 _FIRST_SPECIAL_ID = 120000
-_TEMPLATE = (
-    "{% for message in messages %}<|role_start|>{{ message.role }}<|role_end|>"
-    "{% if message.content is string %}{{ message.content }}{% else %}"
-    "{% if message.content.image is defined %}(<image>./</image>){% endif %}"
-    "{% if message.content.audio is defined %}(<audio>./</audio>){% endif %}"
-    "{{ message.content.text }}{% endif %}<|turn_end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|role_start|>assistant<|role_end|>{% endif %}"
-)
-
 OFFICIAL_CONFIG: dict[str, Any] = {
     "model_type": "megrezo",
     "hidden_act": "silu",
@@ -88,21 +64,6 @@ OFFICIAL_CONFIG: dict[str, Any] = {
         "add_audio_bos_eos_token": True,
     },
 }
-_PREPROCESSOR = {
-    "sampling_rate": 16000,
-    "feature_size": 128,
-    "image_feature_size": 64,
-    "scale_resolution": 448,
-    "max_slice_nums": 9,
-    "patch_size": 14,
-    "im_start": "<|image_start|>",
-    "im_end": "<|image_end|>",
-    "im_id_start": "<|image_id_start|>",
-    "im_id_end": "<|image_id_end|>",
-    "slice_start": "<|slice_start|>",
-    "slice_end": "<|slice_end|>",
-    "unk": "<|unk|>",
-}
 
 
 def write_synthetic_folder(folder: Path, recipe: Recipe, config: dict[str, Any] | None = None) -> None:
@@ -119,9 +80,11 @@ def write_synthetic_folder(folder: Path, recipe: Recipe, config: dict[str, Any] 
     try:
         files = {
             "config.json": config,
-            "preprocessor_config.json": _PREPROCESSOR,
+            "preprocessor_config.json": preprocessor_config(
+                num_mels=128, num_queries=64, scale_resolution=448, max_slices=9
+            ),
             "tokenizer.json": _tokenizer(),
-            "tokenizer_config.json": {"chat_template": _TEMPLATE},
+            "tokenizer_config.json": tokenizer_config(),
         }
         for name, content in files.items():
             (sources / name).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
@@ -158,7 +121,7 @@ def _tokenizer() -> dict[str, Any]:
             "rstrip": False,
             "single_word": False,
         }
-        for n, token in enumerate(_SPECIAL_TOKENS)
+        for n, token in enumerate(SPECIAL_TOKENS)
     ]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     return {

@@ -10,7 +10,7 @@ BACKEND = ["--backend", "reference", "--precision", "float32"]
 
 def run(*arguments, stdin="", cwd=None):
     command = [sys.executable, "-m", "tianquan", *map(str, arguments)]
-    return subprocess.run(command, input=stdin, capture_output=True, text=True, cwd=cwd, timeout=60)
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, cwd=cwd, timeout=180)
 
 
 def assert_refused(result, *words):

@@ -8,23 +8,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import command_line
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("peft")
-
-from tianquan.checkpoint import open_checkpoint  # noqa: E402
-from tianquan.checkpoint.adapter import Adapter  # noqa: E402
-from tianquan.errors import ParameterError  # noqa: E402
-from tianquan.llm import LLM, load  # noqa: E402
-from tianquan.models.omni_model import OmniModel  # noqa: E402
-from tianquan.quantization.recipes import find_recipe  # noqa: E402
-from tianquan.training.adapters import LoraSettings, adapted_names, attach_lora, save_adapter  # noqa: E402
-from tianquan.training.finetune import FinetuneOptions, Finetuning  # noqa: E402
-from tianquan.training.module_tree import ModuleTree  # noqa: E402
-from tianquan.training.records import RecordError  # noqa: E402
-from tolerances import CONFORMANCE, relative_rmse  # noqa: E402
+from tianquan.checkpoint import open_checkpoint
+from tianquan.checkpoint.adapter import Adapter
+from tianquan.errors import ParameterError
+from tianquan.llm import LLM, load
+from tianquan.models.omni_model import OmniModel
+from tianquan.quantization.recipes import find_recipe
+from tianquan.training.adapters import LoraSettings, adapted_names, attach_lora, save_adapter
+from tianquan.training.finetune import FinetuneOptions, Finetuning
+from tianquan.training.module_tree import ModuleTree
+from tianquan.training.records import RecordError
+from tolerances import CONFORMANCE, relative_rmse
 
 TALKS = [
     ({"text": "What is it?", "image": "tiny_100x60.png"}, "a circle"),

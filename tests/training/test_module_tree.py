@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from tianquan.backends.kv_cache import SequenceBatch
+from tianquan.backends.torch import TorchOps
 from tianquan.checkpoint import open_checkpoint
 from tianquan.checkpoint.tensor_list import required_tensors
 from tianquan.llm import LLM
 from tianquan.models.omni_model import OmniModel
 from tianquan.quantization.recipes import find_recipe
 from tianquan.request import MediaPolicy
+from tianquan.training.module_tree import ModuleTree, count_parameters
 from tolerances import CONFORMANCE, relative_rmse
-
-torch = pytest.importorskip("torch")
-torch_backend = pytest.importorskip("tianquan.backends.torch")
-module_tree = pytest.importorskip("tianquan.training.module_tree")
 
 MESSAGES = [{"role": "user", "content": {"text": "x", "image": "tiny_100x60.png", "audio": "speech_1s_16k.wav"}}]
 
@@ -24,9 +23,9 @@ MESSAGES = [{"role": "user", "content": {"text": "x", "image": "tiny_100x60.png"
 @pytest.fixture
 def loaded(checkpoint_folder):
     checkpoint = open_checkpoint(checkpoint_folder)
-    ops = torch_backend.TorchOps("cpu")
+    ops = TorchOps("cpu")
     recipe = find_recipe("float32")
-    tree = module_tree.ModuleTree(checkpoint.weights(recipe, ops))
+    tree = ModuleTree(checkpoint.weights(recipe, ops))
     model = OmniModel(checkpoint.config, tree, ops)
     model.load_vision()
     model.load_audio()
@@ -40,7 +39,7 @@ def test_the_tree_has_the_official_names(loaded, checkpoint_folder):
     packed = {"vision.resampler.attn.in_proj_weight", "vision.resampler.attn.in_proj_bias"}
     parts = {f"vision.resampler.attn.in_proj_{p}.{k}" for p in ("query", "key", "value") for k in ("weight", "bias")}
     assert names == expected - packed - {"vision.resampler.proj"} | parts | {"vision.resampler.proj.weight"}
-    assert module_tree.count_parameters(tree) == (0, 3296936)
+    assert count_parameters(tree) == (0, 3296936)
 
 
 def test_the_model_runs_on_the_tree(loaded, reference_llm, media_root):
@@ -57,7 +56,7 @@ def test_the_model_runs_on_the_tree(loaded, reference_llm, media_root):
 def test_gradients_reach_what_is_trainable_and_nothing_else(loaded, media_root):
     llm, tree = loaded
     trained = tree.set_trainable(["resampler", "audio.projection", "language_model.layers.1.mlp"])
-    assert trained == module_tree.count_parameters(tree)[0] > 0
+    assert trained == count_parameters(tree)[0] > 0
     prompt = llm.checkpoint.processor(MESSAGES, MediaPolicy(), media_root)
     model = llm.model
     hidden = model.embed(prompt, model.encode_images(prompt.images), model.encode_audios(prompt.audios))

@@ -4,8 +4,6 @@ from collections import Counter
 
 import pytest
 
-pytest.importorskip("numpy")
-
 from tianquan.training.order import RecordOrder
 
 

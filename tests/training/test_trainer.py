@@ -10,18 +10,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("accelerate")
-
-from torch import nn  # noqa: E402
-
-from tianquan.errors import CheckpointError, ParameterError  # noqa: E402
-from tianquan.training.log import read_metrics  # noqa: E402
-from tianquan.training.objective import Objective, StepLoss  # noqa: E402
-from tianquan.training.plan import TrainingPlan  # noqa: E402
-from tianquan.training.state import StateError, load_state, saved_states  # noqa: E402
-from tianquan.training.trainer import Trainer, TrainingError  # noqa: E402
+from tianquan.errors import CheckpointError, ParameterError
+from tianquan.training.log import read_metrics
+from tianquan.training.objective import Objective, StepLoss
+from tianquan.training.plan import TrainingPlan
+from tianquan.training.state import StateError, load_state, saved_states
+from tianquan.training.trainer import Trainer, TrainingError
 
 PLAN = TrainingPlan(num_steps=12, learning_rate=0.05, warmup_steps=2, weight_decay=0.01, seed=3)
 

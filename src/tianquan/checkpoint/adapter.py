@@ -22,6 +22,7 @@ from tianquan.checkpoint.safetensors_file import SafetensorsFile
 from tianquan.checkpoint.tensor_list import needed_weights
 from tianquan.config import ModelConfig
 from tianquan.errors import CheckpointError
+from tianquan.quantization.dense import DenseFormat, DenseTensor
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -37,7 +38,7 @@ _SUPPORTED = {
     "rank_pattern": {},
     "alpha_pattern": {},
 }
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_DTYPES: dict[str, DenseFormat] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,12 @@ class Adapter:
 
 
 def _read_tensors(path: Path) -> dict[str, npt.NDArray[np.float32]]:
-    from tianquan.quantization.dense import DenseTensor
-
     file = SafetensorsFile(path)
     tensors = {}
     for name, stored in file.tensors.items():
         if stored.dtype not in _DTYPES:
             raise CheckpointError(f"{path}: {name} is {stored.dtype}; expected F32, F16 or BF16")
-        values = DenseTensor(file.read(name), _DTYPES[stored.dtype]).to_float32()  # type: ignore[arg-type]
+        values = DenseTensor(file.read(name), _DTYPES[stored.dtype]).to_float32()
         if not np.isfinite(values).all():
             raise CheckpointError(f"{path}: {name} holds NaN or infinity; train or copy the adapter again")
         tensors[name] = values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -14,7 +14,10 @@ from tianquan.cli.progress import WorkProgress
 from tianquan.errors import BackendError
 
 if TYPE_CHECKING:
+    from tianquan.training.finetune import Part
     from tianquan.training.report import FinetuneReport
+
+Choice = TypeVar("Choice", bound=str)
 
 _NEEDED = ("torch", "accelerate", "peft", "matplotlib")
 
@@ -64,8 +67,8 @@ def finetune(
             output=output,
             evaluation_data=evaluation_data,
             media_root=media_root,
-            method=_one_of("method", method, ("lora", "qlora", "full")),  # type: ignore[arg-type]
-            parts=_parts(train),  # type: ignore[arg-type]
+            method=_one_of("method", method, ("lora", "qlora", "full")),
+            parts=_parts(train),
             lora=LoraSettings(rank=rank, alpha=alpha, dropout=dropout),
             base_precision=_one_of("base precision", base_precision, ("int4", "int8")),
             epochs=epochs,
@@ -73,14 +76,14 @@ def finetune(
             batch_size=batch_size,
             accumulation=accumulation,
             learning_rate=FinetuneOptions.learning_rate if learning_rate is None else learning_rate,
-            schedule=_one_of("schedule", schedule, ("cosine", "linear", "constant")),  # type: ignore[arg-type]
+            schedule=_one_of("schedule", schedule, ("cosine", "linear", "constant")),
             warmup=warmup,
             weight_decay=weight_decay,
             max_grad_norm=max_grad_norm,
-            precision=_one_of("precision", precision, ("float32", "bfloat16", "float16")),  # type: ignore[arg-type]
+            precision=_one_of("precision", precision, ("float32", "bfloat16", "float16")),
             gradient_checkpointing=gradient_checkpointing,
             max_tokens=max_tokens,
-            on_bad_record=_one_of("on-bad-record", on_bad_record, ("stop", "skip")),  # type: ignore[arg-type]
+            on_bad_record=_one_of("on-bad-record", on_bad_record, ("stop", "skip")),
             seed=seed,
             save_seconds=60 * save_minutes,
             workers=workers,
@@ -103,15 +106,17 @@ def merge(
     from tianquan.checkpoint import find_folder, open_checkpoint
     from tianquan.checkpoint.adapter import Adapter
     from tianquan.checkpoint.dense_folder import ReadWeights, save_dense
+    from tianquan.quantization.dense import DenseFormat
     from tianquan.quantization.recipes import find_recipe
 
-    chosen = _one_of("format", format, ("float32", "bfloat16", "float16"))
+    formats: tuple[DenseFormat, ...] = ("float32", "bfloat16", "float16")
+    chosen = _one_of("format", format, formats)
     checkpoint = open_checkpoint(find_folder(model, revision))
     opened = Adapter.open(adapter, checkpoint.config)
     progress = options.LoadProgress("merging")
     try:
         reader = checkpoint.weights(find_recipe("float32"), ReferenceOps(), progress, opened)
-        save_dense(checkpoint.folder, checkpoint.config, ReadWeights(reader), chosen, output)  # type: ignore[arg-type]
+        save_dense(checkpoint.folder, checkpoint.config, ReadWeights(reader), chosen, output)
     finally:
         progress.stop()
     print(f"{output}: {len(opened.factors)} matrices changed, {chosen}")
@@ -155,15 +160,16 @@ def _require_training() -> None:
         raise BackendError(f"training needs {', '.join(missing)}; install the extra: pip install 'tianquan[train]'")
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
+def _one_of(name: str, value: str, allowed: tuple[Choice, ...]) -> Choice:
     from tianquan.errors import ParameterError
 
-    if value not in allowed:
-        raise ParameterError(f"{name} is {value!r}; expected {', '.join(allowed[:-1])} or {allowed[-1]}")
-    return value
+    for choice in allowed:
+        if choice == value:
+            return choice
+    raise ParameterError(f"{name} is {value!r}; expected {', '.join(allowed[:-1])} or {allowed[-1]}")
 
 
-def _parts(train: list[str] | None) -> tuple[str, ...]:
+def _parts(train: list[str] | None) -> tuple[Part, ...]:
     from tianquan.training.finetune import PARTS
 
     return tuple(_one_of("train", part, tuple(PARTS)) for part in train or ["language"])

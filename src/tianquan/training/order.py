@@ -7,9 +7,11 @@ what was trained before: step s of a run can be told without the steps before it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
+
+Batch = npt.NDArray[np.int64]  # record numbers
 
 _WINDOW = 32  # micro-batches that are sorted together: enough for like lengths, few enough to stay shuffled
 
@@ -30,14 +32,16 @@ class RecordOrder:
         self._batch_size = batch_size
         self._seed = seed
         self.batches_per_epoch = -(-len(lengths) // batch_size)
+        self._last_epoch: tuple[int, list[Batch]] | None = None
 
     def micro_batch(self, number: int) -> list[int]:
         """Return the record numbers of a micro-batch, counted over all epochs."""
         epoch, n = divmod(number, self.batches_per_epoch)
-        return [int(i) for i in self._epoch(epoch)[n]]
+        if self._last_epoch is None or self._last_epoch[0] != epoch:
+            self._last_epoch = epoch, self._epoch(epoch)
+        return [int(i) for i in self._last_epoch[1][n]]
 
-    @lru_cache(maxsize=2)  # noqa: B019  # a run has one order
-    def _epoch(self, epoch: int) -> list[np.ndarray[tuple[int], np.dtype[np.int64]]]:
+    def _epoch(self, epoch: int) -> list[Batch]:
         rng = np.random.default_rng([self._seed, epoch])
         shuffled = rng.permutation(len(self._lengths))
         window = _WINDOW * self._batch_size

@@ -12,18 +12,21 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from embedded_model import colours, shapes, words
 from embedded_model.blueprint import NUM_MELS, PATCH_SIZE
+from embedded_model.label_map import LabelMap
 from embedded_model.samples import SampleStream
+from embedded_model.speech import ClipBank
+from embedded_model.tasks import Sound
 from tianquan.models.omni_model import OmniModel
 from tianquan.processing.audio import S16_SCALE, prepare_audio
 from tianquan.processing.image import patchify
@@ -48,6 +51,10 @@ BACKGROUND_WEIGHT = 0.15  # most patches are background; 1 for the others
 SILENCE_WEIGHT = 0.5
 
 
+Targets = tuple[npt.NDArray[np.int64], ...]  # of each head, (P,) or (F,)
+Box = tuple[float, float, float, float]  # left, top, right, bottom; pixels
+
+
 @dataclass(frozen=True, kw_only=True)
 class DenseItem:
     """One slice with its patches' classes, or one clip with its frames'."""
@@ -56,7 +63,15 @@ class DenseItem:
     patches: npt.NDArray[np.uint8] | None = None  # (P, 588)
     grid: tuple[int, int] = (0, 0)  # rows, columns
     clip: AudioInput | None = None
-    targets: tuple[npt.NDArray[np.int64], ...] = ()  # of each head, (P,) or (F,)
+    targets: Targets = ()
+
+
+class DenseLoss(NamedTuple):
+    """Cross-entropy, the mean over heads and the sum over patches or tokens; how many of those that show something."""
+
+    total: Tensor
+    num_right: int  # under every head
+    num_shown: int
 
 
 class DenseSteps:
@@ -87,63 +102,101 @@ class DenseSteps:
             box = (left, top, left + width, top + height)
             image = image.crop(box)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-        labels = picture.labels.patches(rows, cols, box)
         patches = patchify(np.asarray(image.convert("RGB")), PATCH_SIZE)
-        targets = tuple(kind.reshape(-1) for kind in (labels.shape, labels.colour, labels.character, labels.centre))
+        targets = picture_targets(picture.labels, rows, cols, box)
         return DenseItem(index=index, patches=patches, grid=(rows, cols), targets=targets)
 
     def _sound(self, index: int) -> DenseItem:
         sound = self._stream.sound(index)
-        bank = self._stream.bank()
         clip = prepare_audio([sound.samples.astype(np.float32) / np.float32(S16_SCALE)], NUM_MELS)[0]
-        phonemes = sound.frame_classes(sound.phonemes, bank.phoneme_class)
-        spoken = sound.frame_classes(sound.words, bank.word_class)
-        pairs = phonemes[: 2 * clip.num_tokens].reshape(-1, 2)
-        return DenseItem(index=index, clip=clip, targets=(pairs[:, 0], pairs[:, 1], spoken[: 2 * clip.num_tokens : 2]))
+        return DenseItem(index=index, clip=clip, targets=sound_targets(sound, self._stream.bank(), clip.num_tokens))
+
+
+class DenseHeads(nn.Module):
+    """Linear heads over the encoders' features, thrown away after training."""
+
+    def __init__(self, model: OmniModel, num_phonemes: int, num_words: int) -> None:
+        super().__init__()
+        characters = 1 + max(words.CHARACTER_CLASS.values())
+        picture_sizes = (1 + len(shapes.SHAPE_CLASS), 1 + len(colours.COLOUR_CLASS), characters, 2)
+        sound_sizes = (1 + num_phonemes, 1 + num_phonemes, 1 + num_words)
+        self.picture = _linears(model.config.vision.hidden_size, picture_sizes)
+        self.sound = _linears(model.config.audio.output_size, sound_sizes)
+
+    def picture_loss(self, features: Tensor, targets: Targets) -> DenseLoss:
+        """Return the loss of patches (P, C)."""
+        return _dense_loss(features, self.picture, targets, BACKGROUND_WEIGHT)
+
+    def sound_loss(self, features: Tensor, targets: Targets) -> DenseLoss:
+        """Return the loss of audio tokens (F, C)."""
+        return _dense_loss(features, self.sound, targets, SILENCE_WEIGHT)
+
+
+def _linears(size: int, num_classes: Sequence[int]) -> nn.ModuleList:
+    return nn.ModuleList([nn.Linear(size, number) for number in num_classes])
+
+
+def _dense_loss(features: Tensor, heads: nn.ModuleList, targets: Targets, rest_weight: float) -> DenseLoss:
+    total = features.new_zeros((), dtype=torch.float32)
+    right = torch.ones(len(features), dtype=torch.bool, device=features.device)
+    shown = torch.zeros_like(right)
+    for head, classes in zip(heads, targets, strict=True):
+        target = torch.as_tensor(classes, device=features.device)
+        logits = head(features).float()
+        weight = torch.where(target == 0, rest_weight, 1.0)
+        total = total + (functional.cross_entropy(logits, target, reduction="none") * weight).sum() / len(heads)
+        right &= logits.argmax(-1) == target
+        shown |= target > 0
+    return DenseLoss(total, int((right & shown).sum()), int(shown.sum()))
+
+
+def join_targets(targets: Sequence[Targets]) -> Targets:
+    """Return the classes of several pictures or sounds, head by head."""
+    return tuple(np.concatenate(parts) for parts in zip(*targets, strict=True))
+
+
+def sound_targets(sound: Sound, bank: ClipBank, num_tokens: int) -> Targets:
+    """Return the classes of the tokens of a clip: the phonemes of both frames, and the word."""
+    phonemes = sound.frame_classes(sound.phonemes, bank.phoneme_class)
+    spoken = sound.frame_classes(sound.words, bank.word_class)
+    pairs = phonemes[: 2 * num_tokens].reshape(-1, 2)
+    return pairs[:, 0], pairs[:, 1], spoken[: 2 * num_tokens : 2]
+
+
+def picture_targets(labels: LabelMap, rows: int, cols: int, box: Box | None = None) -> Targets:
+    """Return the classes of the patches of a slice that shows `box` of a picture."""
+    return tuple(kind.reshape(-1) for kind in labels.patches(rows, cols, box))
 
 
 class DenseObjective(Objective[DenseItem]):
-    """Mean cross-entropy of all heads, per patch or frame."""
+    """Mean cross-entropy of all heads, per patch or audio token."""
 
-    output_layers = ("picture_heads", "sound_heads")
+    output_layers = ("heads",)
 
-    def __init__(self, model: OmniModel, tree: ModuleTree, num_phonemes: int, num_words: int) -> None:
+    def __init__(self, model: OmniModel, tree: ModuleTree, heads: DenseHeads) -> None:
         super().__init__()
         self.tree = tree
+        self.heads = heads
         self._encoders = (model.load_vision()[0], model.load_audio())
-        characters = 1 + max(words.CHARACTER_CLASS.values())
-        sizes = (1 + len(shapes.SHAPE_CLASS), 1 + len(colours.COLOUR_CLASS), characters, 2)
-        vision_size, audio_size = model.config.vision.hidden_size, model.config.audio.output_size
-        self.picture_heads = nn.ModuleList([nn.Linear(vision_size, size) for size in sizes])
-        self.sound_heads = nn.ModuleList(
-            [nn.Linear(audio_size, 1 + size) for size in (num_phonemes, num_phonemes, num_words)]
-        )
 
     def forward(self, items: Sequence[DenseItem]) -> StepLoss:
-        """See `Objective.forward`. A patch or frame is right when every head is."""
+        """See `Objective.forward`. A patch or token is right when every head is."""
         vision, audio = self._encoders
-        heads: Any
+        targets = join_targets([item.targets for item in items])
         if items[0].patches is not None:
             patches = [item.patches for item in items if item.patches is not None]
-            features, heads = vision(patches, [item.grid for item in items]), self.picture_heads
-            rest_weight, group = BACKGROUND_WEIGHT, "patches"
+            features = vision(patches, [item.grid for item in items])
+            loss, group = self.heads.picture_loss(features, targets), "patches"
         else:
             clips = [item.clip for item in items if item.clip is not None]
-            is_token = np.concatenate([[False, *[True] * clip.num_tokens, False] for clip in clips])
-            features, heads = audio.encode(clips)[np.flatnonzero(is_token)], self.sound_heads
-            rest_weight, group = SILENCE_WEIGHT, "frames"
-        total = features.new_zeros(())
-        right = torch.ones(len(features), dtype=torch.bool, device=features.device)
-        shown = torch.zeros_like(right)
-        for n, head in enumerate(heads):
-            target = torch.as_tensor(np.concatenate([item.targets[n] for item in items]), device=features.device)
-            logits = head(features).float()
-            weight = torch.where(target == 0, rest_weight, 1.0)
-            total = total + (functional.cross_entropy(logits, target, reduction="none") * weight).sum() / len(heads)
-            right &= logits.argmax(-1) == target
-            shown |= target > 0
-        correct = {group: (int((right & shown).sum()), int(shown.sum()))}
-        return StepLoss(total=total, num_terms=len(features), num_tokens=len(features), correct=correct)
+            features = audio.encode(clips)[tokens_of(clips)]
+            loss, group = self.heads.sound_loss(features, targets), "frames"
+        return StepLoss(
+            total=loss.total,
+            num_terms=len(features),
+            num_tokens=len(features),
+            correct={group: (loss.num_right, loss.num_shown)},
+        )
 
     def num_terms(self, items: Sequence[DenseItem]) -> int:
         """See `Objective.num_terms`."""
@@ -152,3 +205,8 @@ class DenseObjective(Objective[DenseItem]):
     def source(self, item: DenseItem) -> str:
         """See `Objective.source`."""
         return f"{'picture' if item.clip is None else 'sound'} {item.index}"
+
+
+def tokens_of(clips: Sequence[AudioInput]) -> npt.NDArray[np.int64]:
+    """Return which rows of the features of clips are sound, not the begin and end embeddings."""
+    return np.flatnonzero(np.concatenate([[False, *[True] * clip.num_tokens, False] for clip in clips]))

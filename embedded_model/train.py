@@ -21,8 +21,9 @@ import torch
 
 from embedded_model import scene_plans
 from embedded_model.blueprint import write_blueprint
+from embedded_model.grounding import GroundedObjective, ground
 from embedded_model.samples import WEIGHTS, SampleStream
-from embedded_model.towers import DenseObjective, DenseSteps
+from embedded_model.towers import DenseHeads, DenseObjective, DenseSteps
 from tianquan.backends.torch import TorchOps
 from tianquan.checkpoint import Checkpoint, open_checkpoint
 from tianquan.models.omni_model import OmniModel
@@ -53,6 +54,7 @@ class Stage:
     sound_every: int = 2  # of a dense stage: which steps are sounds
     max_objects: int = scene_plans.MAX_OBJECTS  # of a dense stage's pictures
     large: bool = False  # whether its objects are large
+    dense_share: float = 0.0  # of a stage of answers: weight of the dense loss beside that of the answers
 
 
 # Long answers about a whole picture teach more than one word does; reading and listening take longest to learn.
@@ -116,14 +118,31 @@ STAGES: dict[str, Stage] = {
         after="shapes",
         weights=SEEING,
     ),
+    "grounded": Stage(
+        plan=TrainingPlan(
+            num_steps=100_000,
+            learning_rate=1e-3,
+            optimizer="muon",
+            schedule="constant",
+            warmup_steps=30,
+            weight_decay=0.02,
+            seed=3,
+            precision="bfloat16",
+        ),
+        batch_size=96,
+        after="answers",
+        weights=SEEING,
+        dense_share=0.5,
+    ),
 }
 
 
 class SampleSteps:
     """Step s: the samples s * batch_size and on, as examples."""
 
-    def __init__(self, stream: SampleStream, checkpoint: Checkpoint, batch_size: int) -> None:
+    def __init__(self, stream: SampleStream, checkpoint: Checkpoint, batch_size: int, grounded: bool) -> None:
         self._stream, self._checkpoint, self._batch_size = stream, checkpoint, batch_size
+        self._grounded = grounded
 
     def __getitem__(self, step: int) -> list[list[Example]]:
         """Return one micro-batch."""
@@ -134,7 +153,8 @@ class SampleSteps:
         turns = tuple(parse_messages(sample.conversation))
         record = Record(turns, f"sample {index} ({sample.task})", {"task": sample.task})
         window = self._checkpoint.config.language.max_position_embeddings
-        return build_example(self._checkpoint.processor, record, MediaPolicy(), None, window)
+        example = build_example(self._checkpoint.processor, record, MediaPolicy(), None, window)
+        return ground(example, sample, self._stream.bank()) if self._grounded else example
 
 
 def load_tree(folder: Path) -> tuple[Checkpoint, OmniModel, ModuleTree]:
@@ -166,15 +186,19 @@ def train_stage(folder: Path, name: str, *, seconds: float = math.inf, num_worke
     if stage.after is not None:
         load_stage_weights(tree, folder / stage.after, stage.inherits)
     stream = SampleStream("train", seed=stage.plan.seed, weights=stage.weights, max_side=stage.max_side)
+    bank = stream.bank()
     if stage.weights is None:
         tree.set_trainable(["vision", "audio"])
-        bank = stream.bank()
-        dense = DenseObjective(model, tree, len(bank.phoneme_class), len(bank.word_class))
+        dense = DenseObjective(model, tree, DenseHeads(model, len(bank.phoneme_class), len(bank.word_class)))
         pictures = DenseSteps(stream, stage.batch_size, stage.sound_every, stage.max_objects, stage.large)
         return _train(folder / name, dense, pictures, stage.plan, seconds, num_workers)
     tree.set_trainable(["language_model", "vision", "resampler", "audio"])
-    steps = SampleSteps(stream, checkpoint, stage.batch_size)
-    return _train(folder / name, AnswerObjective(model, tree), steps, stage.plan, seconds, num_workers)
+    objective = AnswerObjective(model, tree)
+    if stage.dense_share:
+        heads = DenseHeads(model, len(bank.phoneme_class), len(bank.word_class))
+        objective = GroundedObjective(model, tree, heads, stage.dense_share)
+    steps = SampleSteps(stream, checkpoint, stage.batch_size, stage.dense_share > 0)
+    return _train(folder / name, objective, steps, stage.plan, seconds, num_workers)
 
 
 def _train(

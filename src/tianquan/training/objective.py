@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from tianquan.models.omni_model import OmniModel
 from tianquan.models.vision_encoder import segment_offsets
+from tianquan.request import AudioInput, ImageInput
 from tianquan.training.examples import Example
 from tianquan.training.module_tree import ModuleTree
 
@@ -62,7 +63,7 @@ class AnswerObjective(Objective[Example]):
         tree: its weights.
     """
 
-    output_layers = ("tree.llm.lm_head",)
+    output_layers: tuple[str, ...] = ("tree.llm.lm_head",)
 
     def __init__(self, model: OmniModel, tree: ModuleTree) -> None:
         super().__init__()
@@ -96,14 +97,21 @@ class AnswerObjective(Objective[Example]):
         """See `Objective.source`."""
         return item.source
 
+    def encode_images(self, images: Sequence[ImageInput]) -> Tensor:
+        """Return the features of all slices of all pictures, one after the other, (rows, C)."""
+        return self._model.encode_images(images).flatten(0, 1)
+
+    def encode_clips(self, clips: Sequence[AudioInput]) -> Tensor:
+        """Return the features of all clips, one after the other, (rows, C)."""
+        return self._model.load_audio().encode(clips)
+
     def _place_features(self, hidden: Tensor, examples: Sequence[Example], offsets: Any) -> Tensor:
         """Return hidden (T, C) with the features of all pictures and clips in their places, in one step each."""
-        model = self._model
         images = [image for example in examples for image in example.prompt.images]
         clips = [clip for example in examples for clip in example.prompt.audios]
         for kind, features in (
-            ("image", model.encode_images(images).flatten(0, 1) if images else None),
-            ("audio", model.load_audio().encode(clips) if clips else None),
+            ("image", self.encode_images(images) if images else None),
+            ("audio", self.encode_clips(clips) if clips else None),
         ):
             if features is None:
                 continue

@@ -32,6 +32,9 @@ LAYERS = {
     "benchmark": 6,
     "evaluation": 6,
     "serving": 6,
+    "batch": 6,
+    "scaling": 6,
+    "export": 5,
     "verification": 6,
     "training": 5,
     "cli": 7,
@@ -98,6 +101,12 @@ def test_the_web_has_one_border():
         assert not roots[PACKAGE / "serving" / f"{name}.py"] & web
 
 
+def test_ray_has_one_border():
+    """What the extra `ray` installs is imported in scaling/ only."""
+    roots = {path: {module.split(".")[0] for module in imported_modules(path)} for path in MODULES}
+    assert {top_name(path) for path, names in roots.items() if names & {"ray", "pyarrow"}} == {"scaling"}
+
+
 def test_every_module_has_a_layer():
     assert {top_name(path) for path in MODULES} - {"__init__"} == set(LAYERS)
 
@@ -119,12 +128,13 @@ def test_import_is_light():
 NEED_TORCH = {
     f"tianquan.training.{name}" for name in ("adapters", "finetune", "module_tree", "objective", "state", "trainer")
 }
+NEED_RAY = {f"tianquan.scaling.{name}" for name in ("batch_pipeline", "cluster")}
 
 
 def test_torch_is_never_needed():
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        f"left_out = {sorted(NEED_TORCH)}\n"
+        f"left_out = {sorted(NEED_TORCH | NEED_RAY)}\n"
         "import pkgutil, importlib, tianquan\n"
         "for m in pkgutil.walk_packages(tianquan.__path__, 'tianquan.'):\n"
         "    if not m.name.endswith(('__main__', '_kernels', '.torch', *left_out)): importlib.import_module(m.name)"

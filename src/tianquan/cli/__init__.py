@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from tianquan.cli import bench, chat, data, evaluate, finetune, generate, info, quantize, serve, verify
+from tianquan.cli import batch, bench, chat, data, evaluate, finetune, generate, info, quantize, serve, verify
 from tianquan.cli.output import one_line
 from tianquan.errors import TianquanError
 
@@ -31,6 +31,7 @@ app.command("merge")(finetune.merge)
 app.add_typer(bench.app, name="bench")
 app.command("info")(info.info)
 app.command("serve")(serve.serve)
+app.command("batch")(batch.batch)
 app.command("evaluate")(evaluate.evaluate)
 app.command("verify")(verify.verify)
 app.add_typer(data.app, name="data")

@@ -1,0 +1,1 @@
+"""Writing the language model for other engines."""

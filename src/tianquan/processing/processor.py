@@ -14,7 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +28,13 @@ from tianquan.processing.labels import printable
 from tianquan.processing.media import load_image, load_waveform
 from tianquan.processing.messages import ImageReference, MediaSource, Message, parse_messages, parse_source
 from tianquan.processing.tokenizer import Tokenizer
-from tianquan.request import AudioInput, FeatureSpan, ImageInput, ImagePolicy, MediaPolicy, Prompt
+from tianquan.request import AudioInput, FeatureSpan, ImageInput, ImagePolicy, MediaPolicy, Prompt, SliceGrid
 
 IMAGE_MARK = "(<image>./</image>)"
 AUDIO_MARK = "(<audio>./</audio>)"
-_MEDIA_MARKS = re.compile(f"{re.escape(IMAGE_MARK)}|{re.escape(AUDIO_MARK)}")
+MediaKind = Literal["image", "audio"]
+_KINDS: dict[str, MediaKind] = {IMAGE_MARK: "image", AUDIO_MARK: "audio"}
+_MEDIA_MARKS = re.compile("|".join(map(re.escape, _KINDS)))
 _PRIVATE_USE = range(0xE000, 0xF900)  # characters with no assigned meaning: one is chosen that no text holds
 _SAMPLES_PER_FRAME = 320  # of one encoder frame: mel hop 160, convolution stride 2
 
@@ -101,14 +103,14 @@ class Processor:
         self.settings = settings
         self._special_strings = special_strings
         self._template = ChatTemplate(chat_template)
-        self._token_ids: dict[str, int] = {}
+        self.placeholder_ids: dict[str, int] = {}  # of the strings of `settings.tokens`
         for token in settings.tokens.all():
             token_id = tokenizer.special_token_id(token)
             if token_id is None:
                 raise CheckpointError(
                     f"the tokenizer has no special token {token!r}, which this model needs to place media"
                 )
-            self._token_ids[token] = token_id
+            self.placeholder_ids[token] = token_id
         structure = sorted({*tokenizer.special_tokens, IMAGE_MARK, AUDIO_MARK}, key=len, reverse=True)
         self._structure = structure
         self._structure_pattern = re.compile("|".join(map(re.escape, structure)))
@@ -243,33 +245,72 @@ class Processor:
         return fit_long_audio(waveform, policy.long_audio, max_samples, _label(source, label))
 
     # Tokens -----------------------------------------------------------------------------------------------
+    def encode_turns(self, turns: Sequence[Message], add_generation_prompt: bool = True) -> list[list[int] | MediaKind]:
+        """Return a conversation as token ids, with the kind of medium wherever one goes.
+
+        Raises:
+            PromptError: the template refuses the turns, or does not place each medium once.
+        """
+        text, breaker = self.render(turns, add_generation_prompt)
+        pieces = self.encode_marked(text, breaker)
+        expected: dict[MediaKind, int] = {
+            "image": sum(len(turn.images) for turn in turns),
+            "audio": sum(len(turn.audios) for turn in turns),
+        }
+        for kind, number in expected.items():
+            if pieces.count(kind) != number:
+                raise PromptError(
+                    f"the checkpoint's chat template placed {pieces.count(kind)} {kind} inputs, the messages have "
+                    f"{number}; its template may not allow {kind} in that role or turn"
+                )
+        return pieces
+
+    def encode_marked(self, text: str, hidden: str) -> list[list[int] | MediaKind]:
+        """Return the token ids of text a template wrote, with the kind of medium at each media mark.
+
+        `hidden` is a character that breaks special strings users wrote; it is not part of the text.
+        """
+        pieces: list[list[int] | MediaKind] = []
+        start = 0
+        for match in _MEDIA_MARKS.finditer(text):
+            pieces += [self.tokenizer.encode_structure(text[start : match.start()], hidden), _KINDS[match.group()]]
+            start = match.end()
+        return [*pieces, self.tokenizer.encode_structure(text[start:], hidden)]
+
+    def image_token_ids(self, grid: SliceGrid, number: int) -> list[int]:
+        """Return the tokens that stand for picture `number` of a conversation, counted from 0."""
+        builder = self._prompt_builder(number)
+        builder.add_image(grid)
+        return builder.token_ids
+
+    def audio_token_ids(self, clips: Sequence[AudioInput]) -> list[int]:
+        """Return the tokens that stand for one recording."""
+        builder = self._prompt_builder()
+        for clip in clips:
+            builder.add_audio(clip.span)
+        return builder.token_ids
+
+    def _prompt_builder(self, num_images: int = 0) -> _PromptBuilder:
+        return _PromptBuilder(self.tokenizer, self.placeholder_ids, self.settings, num_images)
+
     def assemble(self, turns: Sequence[Message], media: LoadedMedia, add_generation_prompt: bool = True) -> Prompt:
         """Return the prompt of a conversation, or of its beginning, with the media of the whole.
 
         Raises:
             PromptError: the template refuses the turns, or does not place each medium once.
         """
-        text, breaker = self.render(turns, add_generation_prompt)
         images = media.images[: sum(len(turn.images) for turn in turns)]
         recordings = media.recordings[: sum(len(turn.audios) for turn in turns)]
-        marks = _MEDIA_MARKS.findall(text)
-        for kind, mark, expected in (("image", IMAGE_MARK, len(images)), ("audio", AUDIO_MARK, len(recordings))):
-            if marks.count(mark) != expected:
-                raise PromptError(
-                    f"the checkpoint's chat template placed {marks.count(mark)} {kind} inputs, the messages have "
-                    f"{expected}; its template may not allow {kind} in that role or turn"
-                )
-        builder = _PromptBuilder(self.tokenizer, self._token_ids, self.settings)
-        next_image, next_recording, start = iter(images), iter(recordings), 0
-        for match in _MEDIA_MARKS.finditer(text):
-            builder.token_ids += self.tokenizer.encode_structure(text[start : match.start()], hidden=breaker)
-            start = match.end()
-            if match.group() == IMAGE_MARK:
-                builder.add_image(next(next_image))
-            else:
+        builder = self._prompt_builder()
+        next_image, next_recording = iter(images), iter(recordings)
+        for piece in self.encode_turns(turns, add_generation_prompt):
+            if piece == "image":
+                builder.add_image(next(next_image).grid)
+            elif piece == "audio":
                 for clip in next(next_recording):
-                    builder.add_audio(clip)
-        builder.token_ids += self.tokenizer.encode_structure(text[start:], hidden=breaker)
+                    builder.add_audio(clip.span)
+            else:
+                builder.token_ids += piece
         clips = tuple(clip for recording in recordings for clip in recording)
         return Prompt(np.array(builder.token_ids, np.int32), images, clips, tuple(builder.spans))
 
@@ -277,15 +318,16 @@ class Processor:
 class _PromptBuilder:
     """Collects token ids and remembers where features go."""
 
-    def __init__(self, tokenizer: Tokenizer, ids: dict[str, int], settings: ProcessorSettings) -> None:
+    def __init__(self, tokenizer: Tokenizer, ids: dict[str, int], settings: ProcessorSettings, num_images: int) -> None:
         self.token_ids: list[int] = []
         self.spans: list[FeatureSpan] = []
         self._tokenizer = tokenizer
         self._ids = ids
         self._settings = settings
-        self._num_images = self._num_slices = self._num_clips = 0
+        self._num_images = num_images
+        self._num_slices = self._num_clips = 0
 
-    def add_image(self, image: ImageInput) -> None:
+    def add_image(self, grid: SliceGrid) -> None:
         """Add the overview, then the slices row by row, rows separated by a line feed."""
         tokens = self._settings.tokens
         if self._settings.use_image_id:
@@ -294,10 +336,10 @@ class _PromptBuilder:
             self.token_ids.append(self._ids[tokens.image_id_end])
         self._num_images += 1
         self._add_slice(tokens.image_start, tokens.image_end)
-        for row in range(image.grid.rows):
+        for row in range(grid.rows):
             if row > 0:
                 self.token_ids += self._tokenizer.encode_text("\n")
-            for _ in range(image.grid.cols):
+            for _ in range(grid.cols):
                 self._add_slice(tokens.slice_start, tokens.slice_end)
 
     def _add_slice(self, start: str, end: str) -> None:
@@ -305,10 +347,10 @@ class _PromptBuilder:
         self._add_span(start, FeatureSpan(len(self.token_ids) + 1, length, "image", self._num_slices), end)
         self._num_slices += 1
 
-    def add_audio(self, clip: AudioInput) -> None:
+    def add_audio(self, span_len: int) -> None:
         """Add one clip."""
         tokens = self._settings.tokens
-        span = FeatureSpan(len(self.token_ids) + 1, clip.span, "audio", self._num_clips)
+        span = FeatureSpan(len(self.token_ids) + 1, span_len, "audio", self._num_clips)
         self._num_clips += 1
         self._add_span(tokens.audio_start, span, tokens.audio_end)
 

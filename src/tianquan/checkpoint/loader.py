@@ -45,7 +45,7 @@ DEFAULT_RECIPE = "int4"
 _FINITE_PIECE = 1 << 18  # values looked at together: they stay in the cache
 _MAGNITUDE = np.uint16(0x7FFF)  # of a 16-bit float: all bits but the sign
 _INFINITY = {"float16": np.uint16(0x7C00), "bfloat16": np.uint16(0x7F80)}  # larger bits are NaN
-_END_TOKENS = ("<|turn_end|>", "<|eos|>")
+END_TOKENS = ("<|turn_end|>", "<|eos|>")
 
 Data = npt.NDArray[Any]
 
@@ -168,22 +168,31 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     config_file = JsonFile.read(folder / "config.json")
     config = parse_config(config_file)
+    processor = open_processor(folder, config)
+    stop_token_ids = _stop_token_ids(folder, config_file, processor.tokenizer)
+    return Checkpoint(folder, config, _open_files(folder, config), processor, stop_token_ids, read_sampling(folder))
+
+
+def open_processor(folder: Path, config: ModelConfig) -> Processor:
+    """Open what turns conversations into prompts; the weights need not be there.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, unsupported or does not fit the model.
+    """
     preprocessor = parse_processor_settings(JsonFile.read(folder / "preprocessor_config.json"), config)
     tokenizer_config = JsonFile.read(folder / "tokenizer_config.json")
-    tokenizer = _read_tokenizer(folder, structure=(*preprocessor.tokens.all(), *_END_TOKENS))
+    tokenizer = _read_tokenizer(folder, structure=(*preprocessor.tokens.all(), *END_TOKENS))
     if tokenizer.max_token_id >= config.language.vocab_size:
         raise CheckpointError(
             f"{folder}: the tokenizer has token id {tokenizer.max_token_id}, the model {config.language.vocab_size} "
             "embeddings; tokenizer.json is another model's"
         )
-    processor = Processor(
+    return Processor(
         tokenizer,
         read_chat_template(folder, tokenizer_config),
         read_special_token_strings(tokenizer_config),
         preprocessor,
     )
-    stop_token_ids = _stop_token_ids(folder, config_file, tokenizer)
-    return Checkpoint(folder, config, _open_files(folder, config), processor, stop_token_ids, read_sampling(folder))
 
 
 def _open_files(folder: Path, config: ModelConfig) -> TensorFiles | LowBitFolder:
@@ -206,9 +215,9 @@ def _stop_token_ids(folder: Path, config_file: JsonFile, tokenizer: Tokenizer) -
     ids = set(parse_eos_token_ids(config_file))
     if is_present(folder / "generation_config.json"):
         ids.update(parse_eos_token_ids(JsonFile.read(folder / "generation_config.json")))
-    ids.update(id for token in _END_TOKENS if (id := tokenizer.special_token_id(token)) is not None)
+    ids.update(id for token in END_TOKENS if (id := tokenizer.special_token_id(token)) is not None)
     if not ids:
-        raise CheckpointError(f"{config_file.label}: no eos_token_id, and the tokenizer has no {_END_TOKENS[0]}")
+        raise CheckpointError(f"{config_file.label}: no eos_token_id, and the tokenizer has no {END_TOKENS[0]}")
     return frozenset(ids)
 
 
@@ -246,7 +255,7 @@ class CheckpointWeights(WeightReader):
         assert stored.bias is not None, name
         bias = self._dense(stored.bias)
         if stored.layout.startswith("third_"):
-            return DenseTensor(_third(bias.data, stored), bias.format)
+            return DenseTensor(third_of(bias.data, stored), bias.format)
         return bias
 
     def weight(self, name: str, in_features: int, out_features: int) -> Weight:
@@ -256,7 +265,7 @@ class CheckpointWeights(WeightReader):
             CheckpointError: NaN, infinity or values that the recipe's format cannot hold.
         """
         stored = stored_name(name)
-        dense = _as_matrix(self._dense(stored.weight), stored, in_features, out_features)
+        dense = as_matrix(self._dense(stored.weight), stored, in_features, out_features)
         delta = None if self._adapter is None else self._adapter.delta(name)
         if delta is not None:
             dense = DenseTensor(dense.to_float32() + delta, "float32")
@@ -301,13 +310,14 @@ def _is_finite(tensor: DenseTensor) -> bool:
     return True
 
 
-def _third(data: Data, stored: StoredName) -> Data:
+def third_of(data: Data, stored: StoredName) -> Data:
+    """Return the rows of a packed query, key and value tensor that `stored` names."""
     size = len(data) // 3
     start = int(stored.layout[-1]) * size
     return data[start : start + size]
 
 
-def _as_matrix(tensor: DenseTensor, stored: StoredName, in_features: int, out_features: int) -> DenseTensor:
+def as_matrix(tensor: DenseTensor, stored: StoredName, in_features: int, out_features: int) -> DenseTensor:
     """Return a stored matrix as (out, in); see `names.Layout`."""
     data = tensor.data
     if stored.layout == "transposed":
@@ -315,5 +325,5 @@ def _as_matrix(tensor: DenseTensor, stored: StoredName, in_features: int, out_fe
     elif stored.layout == "windows":
         data = np.ascontiguousarray(data.transpose(0, 2, 1))
     elif stored.layout.startswith("third_"):
-        data = _third(data, stored)
+        data = third_of(data, stored)
     return DenseTensor(data.reshape(out_features, in_features), tensor.format)

@@ -262,6 +262,22 @@ def test_layout_change_inside_a_file():
     assert abs(len(load_waveform(chained, 60)) - 2 * RATE) < 2500
 
 
+def test_decoding_leaves_nothing_behind():
+    # PyAV up to 17.0 leaks a message with each error, also those that only say that there is no output yet.
+    data = encoded("mp3", "libmp3lame", 44_100, 2, 5.0)
+    load_waveform(data, 60)
+    before = sys.getallocatedblocks()
+    for _ in range(10):
+        load_waveform(data, 60)
+    assert sys.getallocatedblocks() - before < 100  # of 1900 frames
+
+
+def test_bytes_that_only_look_like_packets_are_given_up_soon():
+    empty_frame = bytes.fromhex("fff15040011ffcff")  # the header of an AAC frame, and one byte of it
+    with pytest.raises(MediaError, match="damaged"):
+        load_waveform(empty_frame * 10_100, 60)
+
+
 def test_file_with_a_custom_channel_layout_does_not_crash():
     # PyAV 17.1 to 18.1 frees such a layout twice and aborts; in a process of its own so that pytest survives.
     data = bytearray(encoded("mov", "pcm_s16le", RATE, 2, 0.5))

@@ -37,6 +37,7 @@ MIN_SAMPLES = 3 * HOP_LEN  # the first length with a token: 3 mel frames, 2 enco
 
 MIN_SOURCE_RATE = 1_000  # below: one packet could resample to minutes of sound
 MAX_SOURCE_RATE = 192_000  # above: building the resampling filter takes seconds and hundreds of megabytes
+_FILTER_DELAY = 1_600  # samples FFmpeg's resampler may keep back: 16 of the slower rate, 256 at 1 kHz
 MAX_AMPLITUDE = 16.0  # decoders overshoot 1 by a little; integers kept in floats reach thousands
 
 LAST_CHUNK_SAMPLES = SAMPLE_RATE  # a chunk of less than a second tells the model little
@@ -64,26 +65,70 @@ def audio_counts(num_samples: int) -> AudioCounts:
 def mono_blocks(frames: Iterable[av.AudioFrame], sample_format: str) -> Iterator[npt.NDArray[Any]]:
     """Mix and resample decoded frames to mono 16 kHz, (N,) at a time, in FFmpeg's "s16" or "flt" format.
 
-    Rate, channels or sample format may change inside a file. PyAV's resampler takes one kind of frame, or
-    passes everything through once the first frame needed nothing, so each change starts another.
+    Rate, channels or sample format may change inside a file; each change starts another filter graph.
     """
     resampler = None
-    source = None
     for frame in frames:
-        properties = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if resampler is None or properties != source:
+        if resampler is None or resampler.source != _source_of(frame):
             if resampler is not None:
-                yield from _resampled(resampler, None)
-            resampler = av.AudioResampler(format=sample_format, layout="mono", rate=SAMPLE_RATE)
-            source = properties
-        yield from _resampled(resampler, frame)
+                yield from resampler.finish()
+            resampler = _MonoResampler(frame, sample_format)
+        yield from resampler.add(frame)
     if resampler is not None:
-        yield from _resampled(resampler, None)
+        yield from resampler.finish()
 
 
-def _resampled(resampler: av.AudioResampler, frame: av.AudioFrame | None) -> Iterator[npt.NDArray[Any]]:
-    """Push a frame, None at the end; a resampler that passes through hands None back."""
-    return (out.to_ndarray()[0] for out in resampler.resample(frame) if out is not None)
+def _source_of(frame: av.AudioFrame) -> tuple[str, str, int]:
+    return frame.format.name, frame.layout.name, frame.sample_rate
+
+
+class _MonoResampler:
+    """FFmpeg's own mixing and resampling of frames of one kind: what `ffmpeg -ac 1 -ar 16000` does.
+
+    PyAV's AudioResampler asks for output until an error says that there is none, and each error leaks its message
+    (PyAV up to 17.0): 20 MB in an hour of sound. Here output comes in blocks of a second, asked for when it is there.
+    """
+
+    def __init__(self, frame: av.AudioFrame, sample_format: str) -> None:
+        self.source = _source_of(frame)
+        name, layout, self._rate = self.source
+        self._num_pushed = 0  # samples, at the source's rate
+        self._num_blocks = 0
+        self._graph = av.filter.Graph()
+        time_base = {} if frame.time_base is None else {"time_base": str(frame.time_base)}
+        self._graph.link_nodes(
+            self._graph.add(
+                "abuffer", sample_fmt=name, channel_layout=layout, sample_rate=str(self._rate), **time_base
+            ),
+            self._graph.add(
+                "aformat", sample_fmts=sample_format, channel_layouts="mono", sample_rates=str(SAMPLE_RATE)
+            ),
+            self._graph.add("asetnsamples", nb_out_samples=str(SAMPLE_RATE), pad="0"),
+            self._graph.add("abuffersink"),
+        ).configure()
+
+    def add(self, frame: av.AudioFrame) -> Iterator[npt.NDArray[Any]]:
+        """Take a frame; yield the seconds that are whole."""
+        self._graph.push(frame)
+        self._num_pushed += frame.samples
+        num_certain = self._num_pushed * SAMPLE_RATE // self._rate - _FILTER_DELAY
+        while (self._num_blocks + 1) * SAMPLE_RATE <= num_certain:
+            self._num_blocks += 1
+            yield self._pull()
+
+    def finish(self) -> Iterator[npt.NDArray[Any]]:
+        """Yield the rest."""
+        self._graph.push(None)
+        while True:
+            try:
+                yield self._pull()
+            except EOFError:
+                return
+
+    def _pull(self) -> npt.NDArray[Any]:
+        frame = self._graph.pull()
+        assert isinstance(frame, av.AudioFrame)
+        return frame.to_ndarray()[0]
 
 
 def as_waveform(samples: npt.ArrayLike, sample_rate: float, label: str = "audio") -> Waveform:

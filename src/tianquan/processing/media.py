@@ -54,6 +54,10 @@ HEAD_LEN = 4_096  # bytes; holds every signature and the first MP3 frame with it
 MAX_DAMAGED_SHARE = 0.05  # of packets
 MAX_LOST_SHARE = 0.01  # of the stated length
 MAX_LOST_SECONDS = 0.25  # stated lengths count encoder padding: tens of milliseconds
+# More packets than any coding has (raw sound of 8 channels: 1100 a second) are bytes that only look like packets:
+# a body of 64 MB holds 8 million of them, a minute of work for no sound.
+MAX_PACKETS_PER_SECOND = 5_000
+MAX_PACKETS_BEFORE_SOUND = 10_000
 
 # The plugin classes rather than Image.open: that one warns and fails at a global pixel limit of its own.
 _IMAGE_READERS: dict[str, Callable[[BinaryIO], ImageFile.ImageFile]] = {
@@ -82,6 +86,7 @@ _DECODERS = {
 _CONTAINER_OPTIONS = {
     "protocol_whitelist": "none",  # a file may not open another file or an address
     "codec_whitelist": ",".join(sorted(_DECODERS)),
+    "probesize": str(2**20),  # bytes read ahead to guess parameters; as packets of 8 bytes they take 60 MB
 }
 
 _NAMES = {
@@ -293,6 +298,7 @@ class _Decoding:
     samples: bytearray = field(default_factory=bytearray)  # s16; grows in place: an hour is 115 MB
     stated_seconds: float | None = None
     num_packets: int = 0
+    num_seconds: float = 0.0  # of sound that these packets gave
     num_bytes: int = 0  # of all packets
     num_damaged: int = 0  # packets
     damaged_end: bool = False  # nothing decoded after the last damaged packet
@@ -309,7 +315,7 @@ def _decode(opened: _Opened, max_samples: int) -> _Decoding:
         metadata_errors="replace",  # tags are not read, and many are not in the UTF-8 they should be in
     ) as container:
         stream = _sound_stream(container, opened.label)
-        for block in mono_blocks(_decoded_frames(container, stream, decoding, opened.label), "s16"):
+        for block in mono_blocks(_decoded_frames(opened, container, stream, decoding), "s16"):
             decoding.samples += block.tobytes()
             if len(decoding.samples) > 2 * max_samples:
                 raise MediaError(
@@ -383,12 +389,14 @@ def _stated_seconds(opened: _Opened, container: InputContainer, stream: AudioStr
 
 
 def _decoded_frames(
-    container: InputContainer, stream: AudioStream, decoding: _Decoding, label: str
+    opened: _Opened, container: InputContainer, stream: AudioStream, decoding: _Decoding
 ) -> Iterator[av.AudioFrame]:
     """Yield the stream's frames, skipping and counting packets that do not decode."""
     for packet in container.demux(stream):
         decoding.num_packets += 1
         decoding.num_bytes += packet.size
+        if decoding.num_packets > MAX_PACKETS_BEFORE_SOUND + MAX_PACKETS_PER_SECOND * decoding.num_seconds:
+            raise MediaError(_undecodable(opened))
         try:
             frames = packet.decode()
         except av.FFmpegError:
@@ -399,9 +407,10 @@ def _decoded_frames(
             decoding.damaged_end = False
             if not MIN_SOURCE_RATE <= frame.sample_rate <= MAX_SOURCE_RATE:
                 raise MediaError(
-                    f"{label}: a sample rate of {frame.sample_rate} Hz; expected {MIN_SOURCE_RATE} to "
+                    f"{opened.label}: a sample rate of {frame.sample_rate} Hz; expected {MIN_SOURCE_RATE} to "
                     f"{MAX_SOURCE_RATE} Hz; the header is probably damaged"
                 )
             if stream.codec_context.name in _FLOAT_PCM:  # conversion to integers would hide what is no sound
-                require_amplitude(frame.to_ndarray(), label)
+                require_amplitude(frame.to_ndarray(), opened.label)
+            decoding.num_seconds += frame.samples / frame.sample_rate
             yield frame

@@ -28,7 +28,7 @@ from tianquan.checkpoint.layout_files import END_OF_TURN, SPECIAL_TOKENS, prepro
 from tianquan.checkpoint.safetensors_file import write_safetensors
 from tianquan.checkpoint.tensor_list import required_tensors
 from tianquan.config import ModelConfig
-from tianquan.models.resampler import grid_positions, sincos_positions
+from tianquan.models.positions import grid_positions, sincos_positions
 from tianquan.processing.image import patchify
 
 NUM_MERGED = 1600  # vocabulary before special tokens: bytes, all characters, common English pieces

@@ -42,6 +42,7 @@ class NativeLinear:
     """One or several matrices with the same input, and the arrays their structs point into."""
 
     matrices: ctypes.Array[structs.Matrix]
+    weights: tuple[Weight, ...]
     owners: tuple[Any, ...]
 
     @property
@@ -248,7 +249,7 @@ class NativeOps:
         for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             matrices[i], arrays = _describe(weight, bias)
             owners.extend(arrays)
-        return NativeLinear(matrices, tuple(owners))
+        return NativeLinear(matrices, tuple(weights), tuple(owners))
 
     def make_embedding(self, weight: Weight) -> NativeLinear:
         """See `Ops.make_embedding`."""
@@ -270,6 +271,10 @@ class NativeOps:
     ) -> NativeFusedDecoder:
         """See `Ops.make_fused_decoder`."""
         return NativeFusedDecoder(self.library, layers, final_norm, head, shape)
+
+    def constant_weight(self, linear: NativeLinear) -> Weight | None:
+        """See `Ops.constant_weight`."""
+        return linear.weights[0]
 
     # Data in and out ----------------------------------------------------------------------------------
     def array(self, data: npt.NDArray[Any]) -> Float32:

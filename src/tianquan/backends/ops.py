@@ -108,6 +108,13 @@ class Ops(Protocol):
         """Return the fused decode step, or None when this backend runs it operation by operation."""
         ...
 
+    def constant_weight(self, linear: Linear) -> Weight | None:
+        """Return the matrix (out, in) of a handle, from which others may be derived once and for all.
+
+        None where it may change (training), and where the model is to be run as it is written.
+        """
+        ...
+
     # Data in and out ----------------------------------------------------------------------------------
     def array(self, data: npt.NDArray[Any]) -> Array:
         """Return host data as a float32 array of this backend."""

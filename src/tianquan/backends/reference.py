@@ -124,6 +124,10 @@ class ReferenceOps:
         """See `Ops.make_fused_decoder`: the definition has no second way to decode."""
         return None
 
+    def constant_weight(self, linear: ReferenceLinear) -> Weight | None:
+        """See `Ops.constant_weight`: the definition derives nothing."""
+        return None
+
     # Data in and out ----------------------------------------------------------------------------------
     def array(self, data: npt.NDArray[Any]) -> Float32:
         """See `Ops.array`."""

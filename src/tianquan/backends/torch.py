@@ -161,6 +161,10 @@ class TorchOps:
         """See `Ops.make_fused_decoder`: decoding goes operation by operation."""
         return None
 
+    def constant_weight(self, linear: ModuleHandle) -> Weight | None:
+        """See `Ops.constant_weight`: a module may be trained, or another may take its place."""
+        return None
+
     # Data in and out ----------------------------------------------------------------------------------
     def array(self, data: npt.NDArray[Any]) -> Tensor:
         """See `Ops.array`."""

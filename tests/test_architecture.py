@@ -107,6 +107,11 @@ def test_ray_has_one_border():
     assert {top_name(path) for path, names in roots.items() if names & {"ray", "pyarrow"}} == {"scaling"}
 
 
+def test_gguf_has_one_border():
+    users = {str(path.relative_to(PACKAGE)) for path in MODULES if "gguf" in imported_modules(path)}
+    assert {name.partition("/")[0] for name in users} == {"export"}
+
+
 def test_every_module_has_a_layer():
     assert {top_name(path) for path in MODULES} - {"__init__"} == set(LAYERS)
 
@@ -128,13 +133,14 @@ def test_import_is_light():
 NEED_TORCH = {
     f"tianquan.training.{name}" for name in ("adapters", "finetune", "module_tree", "objective", "state", "trainer")
 }
+NEED_GGUF = {f"tianquan.export.{name}" for name in ("gguf_file", "gguf_vocabulary")}
 NEED_RAY = {f"tianquan.scaling.{name}" for name in ("batch_pipeline", "cluster")}
 
 
 def test_torch_is_never_needed():
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        f"left_out = {sorted(NEED_TORCH | NEED_RAY)}\n"
+        f"left_out = {sorted(NEED_TORCH | NEED_RAY | NEED_GGUF)}\n"
         "import pkgutil, importlib, tianquan\n"
         "for m in pkgutil.walk_packages(tianquan.__path__, 'tianquan.'):\n"
         "    if not m.name.endswith(('__main__', '_kernels', '.torch', *left_out)): importlib.import_module(m.name)"

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from tianquan.cli import batch, bench, chat, data, evaluate, finetune, generate, info, quantize, serve, verify
+from tianquan.cli import batch, bench, chat, data, evaluate, export, finetune, generate, info, quantize, serve, verify
 from tianquan.cli.output import one_line
 from tianquan.errors import TianquanError
 
@@ -26,6 +26,7 @@ app.command("generate")(generate.generate)
 app.command("trace")(generate.trace)
 app.command("transcribe")(generate.transcribe)
 app.command("quantize")(quantize.quantize)
+app.command("export")(export.export)
 app.command("finetune")(finetune.finetune)
 app.command("merge")(finetune.merge)
 app.add_typer(bench.app, name="bench")

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from command_line import assert_refused, run
+from json_files import edit_json
+from tianquan.checkpoint import open_checkpoint
+from tianquan.errors import CheckpointError
+
+gguf = pytest.importorskip("gguf")
+
+from tianquan.export.gguf_file import interleaved, save_gguf  # noqa: E402
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+# Largest error of a value, as a share of the largest in its block of 32: half a step, and the scale's rounding.
+STEP = {"f16": 2**-11, "q8_0": 0.5 / 127 + 2**-10, "q4_0": 1 / 8 + 2**-10}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(checkpoint_folder):
+    return open_checkpoint(checkpoint_folder)
+
+
+@pytest.fixture(scope="module", params=["f16", "q8_0", "q4_0"])
+def exported(request, checkpoint, tmp_path_factory):
+    path = tmp_path_factory.mktemp("gguf") / "model.gguf"
+    save_gguf(checkpoint, request.param, path)
+    return request.param, gguf.GGUFReader(path)
+
+
+def test_every_weight_is_there(exported, reference_llm):
+    kind, reader = exported
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    files = reference_llm.checkpoint.files
+    config = reference_llm.model.config.language
+    stored = [name for name in files.tensors if name.startswith("llm.")]
+    assert len(tensors) == len(stored) == 3 + 9 * config.num_layers
+    pairs = {
+        "token_embd.weight": ("llm.model.embed_tokens.weight", None),
+        "output.weight": ("llm.lm_head.weight", None),
+        "blk.1.attn_q.weight": ("llm.model.layers.1.self_attn.q_proj.weight", config.num_heads),
+        "blk.2.attn_k.weight": ("llm.model.layers.2.self_attn.k_proj.weight", config.num_kv_heads),
+        "blk.0.attn_v.weight": ("llm.model.layers.0.self_attn.v_proj.weight", None),
+        "blk.0.ffn_down.weight": ("llm.model.layers.0.mlp.down_proj.weight", None),
+        "blk.0.ffn_norm.weight": ("llm.model.layers.0.post_attention_layernorm.weight", None),
+    }
+    for name, (ours, num_heads) in pairs.items():
+        expected = files.dense(ours).to_float32()
+        if num_heads is not None:
+            expected = interleaved(expected, num_heads)
+        tensor = tensors[name]
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(expected.shape)
+        if expected.ndim == 1:
+            np.testing.assert_array_equal(values, expected)
+            continue
+        step = STEP["q8_0" if (kind, name) == ("q4_0", "output.weight") else kind]
+        blocks = expected.reshape(-1, 32)
+        error = np.abs(values.reshape(-1, 32) - blocks)
+        assert (error <= step * np.abs(blocks).max(1, keepdims=True) + 1e-7).all(), name
+
+
+def test_rows_that_rotate_together_are_neighbours():
+    rows = np.arange(16, dtype=np.float32)[:, None]
+    expected = [0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15]
+    assert interleaved(rows, 2)[:, 0].tolist() == expected
+
+
+def test_sizes_tokens_and_template(exported, checkpoint):
+    _, reader = exported
+    value = {name: field.contents() for name, field in reader.fields.items()}
+    config = checkpoint.config.language
+    assert value["general.architecture"] == "llama"
+    assert value["llama.attention.head_count_kv"] == config.num_kv_heads
+    assert value["llama.rope.freq_base"] == pytest.approx(config.rope_theta)
+    assert len(value["tokenizer.ggml.tokens"]) == config.vocab_size
+    end = checkpoint.processor.tokenizer.special_token_id("<|turn_end|>")
+    assert value["tokenizer.ggml.eos_token_id"] == end
+    assert value["tokenizer.ggml.tokens"][end] == "<|turn_end|>"
+    assert value["tokenizer.ggml.token_type"][end] == gguf.TokenType.CONTROL
+    assert value["tokenizer.ggml.pre"] == "megrez"
+    assert "add_generation_prompt" in value["tokenizer.chat_template"]
+
+
+def copied(source, target):
+    shutil.copytree(source, target)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"normalizer": {"type": "NFKC"}}, "has a normalizer"),
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "no name for"),
+        ({"pre_tokenizer": {**BYTE_LEVEL, "add_prefix_space": True}}, "no name for"),
+    ],
+)
+def test_a_tokenizer_that_llama_cpp_would_run_differently(checkpoint_folder, tmp_path, change, words):
+    folder = copied(checkpoint_folder, tmp_path / "model")
+    edit_json(folder / "tokenizer.json", **change)
+    with pytest.raises(CheckpointError, match=words):
+        save_gguf(open_checkpoint(folder), "q8_0", tmp_path / "out.gguf")
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_a_gpt2_split_has_a_name_too(random_folder, tmp_path):
+    save_gguf(open_checkpoint(random_folder), "f16", tmp_path / "out.gguf")
+    field = gguf.GGUFReader(tmp_path / "out.gguf").fields["tokenizer.ggml.pre"]
+    assert field.contents() == "gpt-2"
+
+
+def test_a_file_that_is_there_is_kept(checkpoint, tmp_path):
+    (tmp_path / "out.gguf").write_text("mine")
+    with pytest.raises(CheckpointError, match="exists already"):
+        save_gguf(checkpoint, "f16", tmp_path / "out.gguf")
+    assert (tmp_path / "out.gguf").read_text() == "mine"
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        save_gguf(checkpoint, "f16", tmp_path / "none" / "out.gguf")
+
+
+def test_a_low_bit_folder_is_refused(checkpoint, tmp_path):
+    from tianquan.backends import make_ops
+    from tianquan.quantization.recipes import find_recipe
+
+    checkpoint.save_low_bit(find_recipe("int4"), tmp_path / "low", make_ops("reference"))
+    with pytest.raises(CheckpointError, match="low-bit folder"):
+        save_gguf(open_checkpoint(tmp_path / "low"), "q8_0", tmp_path / "out.gguf")
+
+
+def test_an_error_on_the_way_leaves_nothing(checkpoint, tmp_path):
+    def stop(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_gguf(checkpoint, "f16", tmp_path / "out.gguf", stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_command(checkpoint_folder, tmp_path):
+    result = run("export", checkpoint_folder, tmp_path / "out.gguf", "--format", "gguf", "--type", "q4_0")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "q4_0" in result.stdout
+    assert_refused(run("export", checkpoint_folder, tmp_path / "out.gguf"), "exists already")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -71,31 +71,23 @@ SEEING = {
     "text": 4,
 }
 
+MUON = TrainingPlan(
+    num_steps=100_000,
+    learning_rate=1e-3,
+    optimizer="muon",
+    schedule="constant",
+    warmup_steps=50,
+    weight_decay=0.02,
+    precision="bfloat16",
+)
 STAGES: dict[str, Stage] = {
     "towers": Stage(
-        plan=TrainingPlan(
-            num_steps=900,
-            learning_rate=1e-3,
-            schedule="constant",
-            warmup_steps=200,
-            weight_decay=0.02,
-            seed=1,
-            precision="bfloat16",
-        ),
+        plan=replace(MUON, optimizer="adamw", num_steps=900, warmup_steps=200, seed=1),
         batch_size=64,
         after=None,
     ),
     "shapes": Stage(
-        plan=TrainingPlan(
-            num_steps=2500,
-            learning_rate=3e-3,
-            optimizer="muon",
-            schedule="constant",
-            warmup_steps=20,
-            weight_decay=0.02,
-            seed=6,
-            precision="bfloat16",
-        ),
+        plan=replace(MUON, num_steps=2500, learning_rate=3e-3, warmup_steps=20, seed=6),
         batch_size=64,
         after="towers",
         inherits=("audio.",),
@@ -103,36 +95,9 @@ STAGES: dict[str, Stage] = {
         max_objects=2,
         large=True,
     ),
-    "answers": Stage(
-        plan=TrainingPlan(
-            num_steps=100_000,
-            learning_rate=1e-3,
-            optimizer="muon",
-            schedule="constant",
-            warmup_steps=50,
-            weight_decay=0.02,
-            seed=2,
-            precision="bfloat16",
-        ),
-        batch_size=96,
-        after="shapes",
-        weights=SEEING,
-    ),
+    "answers": Stage(plan=replace(MUON, seed=2), batch_size=96, after="shapes", weights=SEEING),
     "grounded": Stage(
-        plan=TrainingPlan(
-            num_steps=100_000,
-            learning_rate=1e-3,
-            optimizer="muon",
-            schedule="constant",
-            warmup_steps=30,
-            weight_decay=0.02,
-            seed=3,
-            precision="bfloat16",
-        ),
-        batch_size=96,
-        after="answers",
-        weights=SEEING,
-        dense_share=0.5,
+        plan=replace(MUON, warmup_steps=30, seed=3), batch_size=96, after="answers", weights=SEEING, dense_share=0.5
     ),
 }
 

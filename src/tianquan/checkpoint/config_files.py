@@ -15,7 +15,7 @@ from tianquan.checkpoint.plain_file import is_present, read_text
 from tianquan.config import AudioConfig, LanguageConfig, ModelConfig, ResamplerConfig, VisionConfig
 from tianquan.errors import CheckpointError
 from tianquan.processing.image import ImageSettings
-from tianquan.processing.processor import PlaceholderTokens, ProcessorSettings
+from tianquan.processing.prompt_builder import PlaceholderTokens, ProcessorSettings
 from tianquan.request import SamplingParams
 
 # The vendor's advice for conversation; greedy decoding is advised for reading text in pictures.
@@ -119,6 +119,10 @@ class JsonFile:
         if not isinstance(value, bool):
             raise CheckpointError(f"{self.label}: {key} must be true or false, got {reprlib.repr(value)}")
         return value
+
+    def without(self, key: str) -> JsonFile:
+        """Return the object as it would be without a key that someone else answers for."""
+        return JsonFile(self.label, {name: value for name, value in self._values.items() if name != key})
 
     def section(self, key: str) -> JsonFile:
         """Return a nested object."""

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from tianquan.backends.torch import ModuleHandle
 from tianquan.checkpoint.names import module_path, stored_name
-from tianquan.checkpoint.weight_reader import WeightReader
+from tianquan.models.weights import WeightSource
 
 
 class ModuleTree(nn.Module):
     """All weights of a model that is loaded through this weight source; see the module's docstring."""
 
-    def __init__(self, reader: WeightReader) -> None:
+    def __init__(self, reader: WeightSource) -> None:
         super().__init__()
         self._reader = reader
         self._handles: dict[str, ModuleHandle] = {}  # tree path -> handle

@@ -316,7 +316,11 @@ def log_mel(waveform: Waveform, num_mels: int, num_frames: int = MAX_MEL_FRAMES)
 
 
 def prepare_audio(
-    waveforms: Sequence[Waveform], num_mels: int, max_frames: int = 1500, labels: Sequence[str] = ()
+    waveforms: Sequence[Waveform],
+    num_mels: int,
+    max_frames: int = 1500,
+    labels: Sequence[str] = (),
+    longest_frames: int = 0,
 ) -> list[AudioInput]:
     """Prepare all clips of one conversation for the audio encoder.
 
@@ -330,12 +334,13 @@ def prepare_audio(
         num_mels: bands of the checkpoint.
         max_frames: encoder frames of the checkpoint's position table (1500 = 30 s).
         labels: what errors call each clip; "audio" by default.
+        longest_frames: encoder frames of the longest clip of the conversation, if it is not among these.
 
     Raises:
         MediaError: a clip too short for one token, longer than the position table, or not finite.
     """
     counts = [audio_counts(len(waveform)) for waveform in waveforms]
-    cut = max((2 * count.encoder_frames for count in counts), default=0)
+    cut = 2 * max([longest_frames, *(count.encoder_frames for count in counts)])
     named = zip(waveforms, counts, labels or ["audio"] * len(counts), strict=True)
     return [_prepare_clip(clip, count, num_mels, cut, max_frames, label) for clip, count, label in named]
 

@@ -283,11 +283,11 @@ class Processor:
         builder.add_image(grid)
         return builder.token_ids
 
-    def audio_token_ids(self, clips: Sequence[AudioInput]) -> list[int]:
-        """Return the tokens that stand for one recording."""
+    def audio_token_ids(self, spans: Sequence[int]) -> list[int]:
+        """Return the tokens that stand for one recording, whose clips take `spans` placeholders each."""
         builder = self._prompt_builder()
-        for clip in clips:
-            builder.add_audio(clip.span)
+        for span_len in spans:
+            builder.add_audio(span_len)
         return builder.token_ids
 
     def _prompt_builder(self, num_images: int = 0) -> _PromptBuilder:

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from embedded_model import scene_plans
-from embedded_model.blueprint import write_blueprint
+from embedded_model.blueprint import MAX_SLICES, write_blueprint
 from embedded_model.grounding import GroundedObjective, ground
 from embedded_model.samples import WEIGHTS, SampleStream
 from embedded_model.towers import DenseHeads, DenseObjective, DenseSteps
@@ -29,7 +29,7 @@ from tianquan.checkpoint import Checkpoint, open_checkpoint
 from tianquan.models.omni_model import OmniModel
 from tianquan.processing.messages import parse_messages
 from tianquan.quantization.recipes import find_recipe
-from tianquan.request import MediaPolicy
+from tianquan.request import ImagePolicy, MediaPolicy
 from tianquan.training.examples import Example, build_example
 from tianquan.training.module_tree import ModuleTree
 from tianquan.training.objective import AnswerObjective, Item, Objective
@@ -51,6 +51,7 @@ class Stage:
     inherits: tuple[str, ...] = ("",)  # which of them: how their names begin
     weights: Mapping[str, float] | None = None  # task shares; None = dense targets of the encoders
     max_side: int = 112  # pixels of the largest picture
+    max_slices: int = MAX_SLICES  # of a picture; 1 shows it whole, however large it is
     sound_every: int = 2  # of a dense stage: which steps are sounds
     max_objects: int = scene_plans.MAX_OBJECTS  # of a dense stage's pictures
     large: bool = False  # whether its objects are large
@@ -97,7 +98,13 @@ STAGES: dict[str, Stage] = {
     ),
     "answers": Stage(plan=replace(MUON, seed=2), batch_size=96, after="shapes", weights=SEEING),
     "grounded": Stage(
-        plan=replace(MUON, warmup_steps=30, seed=3), batch_size=96, after="answers", weights=SEEING, dense_share=0.5
+        plan=replace(MUON, warmup_steps=30, seed=3),
+        batch_size=96,
+        after="answers",
+        weights=SEEING,
+        dense_share=0.5,
+        max_side=448,
+        max_slices=1,
     ),
 }
 
@@ -105,21 +112,22 @@ STAGES: dict[str, Stage] = {
 class SampleSteps:
     """Step s: the samples s * batch_size and on, as examples."""
 
-    def __init__(self, stream: SampleStream, checkpoint: Checkpoint, batch_size: int, grounded: bool) -> None:
-        self._stream, self._checkpoint, self._batch_size = stream, checkpoint, batch_size
-        self._grounded = grounded
+    def __init__(self, stream: SampleStream, checkpoint: Checkpoint, stage: Stage) -> None:
+        self._stream, self._checkpoint, self._stage = stream, checkpoint, stage
 
     def __getitem__(self, step: int) -> list[list[Example]]:
         """Return one micro-batch."""
-        return [[self._example(step * self._batch_size + n) for n in range(self._batch_size)]]
+        size = self._stage.batch_size
+        return [[self._example(step * size + n) for n in range(size)]]
 
     def _example(self, index: int) -> Example:
         sample = self._stream.sample(index)
         turns = tuple(parse_messages(sample.conversation))
         record = Record(turns, f"sample {index} ({sample.task})", {"task": sample.task})
         window = self._checkpoint.config.language.max_position_embeddings
-        example = build_example(self._checkpoint.processor, record, MediaPolicy(), None, window)
-        return ground(example, sample, self._stream.bank()) if self._grounded else example
+        policy = MediaPolicy(image=ImagePolicy(max_slices=self._stage.max_slices))
+        example = build_example(self._checkpoint.processor, record, policy, None, window)
+        return ground(example, sample, self._stream.bank()) if self._stage.dense_share else example
 
 
 def load_tree(folder: Path) -> tuple[Checkpoint, OmniModel, ModuleTree]:
@@ -162,7 +170,7 @@ def train_stage(folder: Path, name: str, *, seconds: float = math.inf, num_worke
     if stage.dense_share:
         heads = DenseHeads(model, len(bank.phoneme_class), len(bank.word_class))
         objective = GroundedObjective(model, tree, heads, stage.dense_share)
-    steps = SampleSteps(stream, checkpoint, stage.batch_size, stage.dense_share > 0)
+    steps = SampleSteps(stream, checkpoint, stage)
     return _train(folder / name, objective, steps, stage.plan, seconds, num_workers)
 
 

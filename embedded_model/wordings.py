@@ -269,8 +269,20 @@ WORDINGS: dict[AskKind, dict[Language, tuple[str, ...]]] = {
             "Describe the image from left to right.",
             "List the shapes from left to right.",
             "What shapes are in the picture, from left to right?",
+            # As of a single shape: asked of any picture, the answer is all there is to see.
+            "What is in the picture?",
+            "What do you see?",
+            "What is in this image?",
         ),
-        "zh": ("描述这张图片。", "从左到右描述图片。", "从左到右说出图中的图形。", "请描述图中有什么。"),
+        "zh": (
+            "描述这张图片。",
+            "从左到右描述图片。",
+            "从左到右说出图中的图形。",
+            "请描述图中有什么。",
+            "图里有什么?",
+            "你看到了什么?",
+            "这张图片中有什么?",
+        ),
     },
 }
 

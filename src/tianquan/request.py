@@ -15,6 +15,7 @@ Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "abort"]
 LongAudio = Literal["error", "truncate", "chunk"]
 WhenFull = Literal["error", "drop_oldest_turns", "summarize"]
+FrameSampling = Literal["uniform", "rate", "scenes"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +31,36 @@ class ImagePolicy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class VideoPolicy:
+    """Which frames of a video the model sees and what they may cost. See docs/video.md.
+
+    sampling: `uniform`: `max_frames` frames spread over the whole video, at most `frames_per_second`; `rate`:
+        `frames_per_second`, less often once `max_frames` are passed; `scenes`: of those, where much changes.
+    frames_per_second: > 0; None: 4 when uniform, 1 otherwise.
+    max_frames: most frames that are encoded.
+    max_tokens: most prompt tokens of one video: frames, their times and the sound track.
+    max_merge: most consecutive frames of little change that share one frame's tokens (their mean); 1 = none.
+    frame_pixels: most pixels of a frame as the encoder sees it; None: a slice of the checkpoint.
+    with_sound: the sound track goes through the audio encoder.
+    max_seconds: longest video.
+    """
+
+    sampling: FrameSampling = "uniform"
+    frames_per_second: float | None = None
+    max_frames: int = 32
+    max_tokens: int = 2048  # half the official window
+    max_merge: int = 4
+    frame_pixels: int | None = None
+    with_sound: bool = False
+    max_seconds: float = 7200.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class MediaPolicy:
     """What a user may set about media, with the safe defaults."""
 
     image: ImagePolicy = field(default_factory=ImagePolicy)
+    video: VideoPolicy = field(default_factory=VideoPolicy)
     long_audio: LongAudio = "error"
     max_pixels: int = 100_000_000  # a 100-megapixel photograph; 300 MB once decoded to RGB
     max_audio_seconds: float = 3600.0  # 230 MB of float32 samples
@@ -49,11 +76,16 @@ class SliceGrid:
 
 @dataclass(frozen=True)
 class ImageInput:
-    """One picture as the vision encoder takes it: the overview first, then its slices row by row."""
+    """One picture as the vision encoder takes it: the overview first, then its slices row by row.
+
+    Or consecutive frames of a video that share tokens: one slice (frames, height, width, 3), whose features are the
+    mean of the frames'.
+    """
 
     slices: tuple[npt.NDArray[np.uint8], ...]  # each (height, width, 3), sides multiples of the patch size
     grid: SliceGrid
     digest: bytes  # of the slices' pixels and sizes: equal digests give equal features
+    num_video_frames: int = 0  # 0: a picture
 
 
 @dataclass(frozen=True)
@@ -93,8 +125,22 @@ class Prompt:
 
     @property
     def num_image_tokens(self) -> int:
-        """Prompt tokens filled with image features."""
-        return sum(span.length for span in self.spans if span.kind == "image")
+        """Prompt tokens filled with features of pictures."""
+        return self._num_vision_tokens(of_video=False)
+
+    @property
+    def num_video_tokens(self) -> int:
+        """Prompt tokens filled with features of video frames."""
+        return self._num_vision_tokens(of_video=True)
+
+    @property
+    def num_video_frames(self) -> int:
+        """Frames that went into those."""
+        return sum(image.num_video_frames for image in self.images)
+
+    def _num_vision_tokens(self, of_video: bool) -> int:
+        is_video = [image.num_video_frames > 0 for image in self.images for _ in image.slices]
+        return sum(span.length for span in self.spans if span.kind == "image" and is_video[span.index] == of_video)
 
     @property
     def num_audio_tokens(self) -> int:
@@ -171,6 +217,8 @@ class Usage:
     image_tokens: int
     audio_tokens: int
     cached_tokens: int = 0  # of the prompt, whose keys and values were there already
+    video_tokens: int = 0  # frames; a sound track counts as audio
+    video_frames: int = 0  # that were encoded; several may share tokens
 
 
 @dataclass(frozen=True)

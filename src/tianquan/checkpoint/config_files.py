@@ -15,7 +15,7 @@ from tianquan.checkpoint.plain_file import is_present, read_text
 from tianquan.config import AudioConfig, LanguageConfig, ModelConfig, ResamplerConfig, VisionConfig
 from tianquan.errors import CheckpointError
 from tianquan.processing.image import ImageSettings
-from tianquan.processing.processor import PlaceholderTokens, ProcessorSettings
+from tianquan.processing.prompt_builder import PlaceholderTokens, ProcessorSettings
 from tianquan.request import SamplingParams
 
 # The vendor's advice for conversation; greedy decoding is advised for reading text in pictures.

@@ -142,11 +142,12 @@ class Engine:
         pool = self._scheduler.max_sequence_tokens
         found = (
             f"the prompt has {len(prompt.token_ids)} tokens ({prompt.num_image_tokens} of pictures, "
-            f"{prompt.num_audio_tokens} of sound)"
+            f"{prompt.num_video_tokens} of video, {prompt.num_audio_tokens} of sound)"
         )
         if pool < window:
             return f"{found}, the KV cache holds {pool}; shorten it, or give more kv_cache_bytes or max_memory"
-        return f"{found}, the context window {window}; shorten it, or limit max_slices or max_image_tokens"
+        limits = "max_slices, max_image_tokens or the max_tokens of videos"
+        return f"{found}, the context window {window}; shorten it, or limit {limits}"
 
     def abort(self, request_id: int) -> None:
         """End a request at the next step, which reports it. Unknown and ended ids are ignored. Any thread."""
@@ -345,6 +346,8 @@ class Engine:
             image_tokens=prompt.num_image_tokens,
             audio_tokens=prompt.num_audio_tokens,
             cached_tokens=sequence.num_cached or 0,
+            video_tokens=prompt.num_video_tokens,
+            video_frames=prompt.num_video_frames,
         )
         self._emit(active, RequestEnd(reason=reason, usage=usage, timings=_timings(active), error=error))
 

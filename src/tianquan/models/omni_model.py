@@ -7,6 +7,7 @@ The towers are loaded on first use: a text-only session never reads or holds the
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Sequence
 
@@ -16,7 +17,7 @@ from tianquan.config import ModelConfig
 from tianquan.models.audio_encoder import AudioEncoder
 from tianquan.models.language_model import LanguageModel
 from tianquan.models.resampler import Resampler
-from tianquan.models.vision_encoder import VisionEncoder
+from tianquan.models.vision_encoder import VisionEncoder, segment_offsets
 from tianquan.models.weights import WeightSource
 from tianquan.processing.image import patchify
 from tianquan.request import AudioInput, ImageInput, Prompt
@@ -52,12 +53,20 @@ class OmniModel:
             return self._audio
 
     def encode_images(self, images: Sequence[ImageInput]) -> Array:
-        """Return features (S, Q, C) of all slices of all pictures, in prompt order; they need not be of one size."""
+        """Return features (S, Q, C) of all slices of all pictures, in prompt order; they need not be of one size.
+
+        A slice of several video frames has the mean of their features, query by query.
+        """
         encoder, resampler = self.load_vision()
         size = self.config.vision.patch_size
         slices = [pixels for image in images for pixels in image.slices]
-        grids = [(pixels.shape[0] // size, pixels.shape[1] // size) for pixels in slices]
-        return resampler(encoder([patchify(pixels, size) for pixels in slices], grids), grids)
+        frames = [frame for pixels in slices for frame in (pixels if pixels.ndim == 4 else pixels[None])]
+        grids = [(pixels.shape[0] // size, pixels.shape[1] // size) for pixels in frames]
+        features = resampler(encoder([patchify(pixels, size) for pixels in frames], grids), grids)
+        if len(frames) == len(slices):
+            return features
+        ends = segment_offsets([len(pixels) if pixels.ndim == 4 else 1 for pixels in slices]).tolist()
+        return self.ops.concatenate([features[a:b].mean(0)[None] for a, b in itertools.pairwise(ends)])
 
     def encode_audios(self, clips: Sequence[AudioInput]) -> list[Array]:
         """Return features (span, C) of each clip."""

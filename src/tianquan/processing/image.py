@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -265,11 +266,16 @@ def slice_image(image: Image.Image, settings: ImageSettings, policy: ImagePolicy
         for top in range(0, plan.resized[1], height):
             for left in range(0, plan.resized[0], width):
                 slices.append(pixels[top : top + height, left : left + width].copy())
+    return ImageInput(tuple(slices), plan.grid, pixels_digest(slices))
+
+
+def pixels_digest(slices: Sequence[npt.NDArray[np.uint8]]) -> bytes:
+    """Return a digest of pixels and sizes; the slices of equal digests have equal features."""
     digest = hashlib.blake2b(digest_size=32)
     for tile in slices:
         digest.update(repr(tile.shape).encode())
-        digest.update(tile.data)
-    return ImageInput(tuple(slices), plan.grid, digest.digest())
+        digest.update(np.ascontiguousarray(tile).data)
+    return digest.digest()
 
 
 def patchify(pixels: npt.NDArray[np.uint8], patch_size: int) -> npt.NDArray[np.uint8]:

@@ -49,6 +49,7 @@ from tianquan.processing.audio import (
 from tianquan.processing.image import require_pixels, to_rgb, turn_upright
 from tianquan.processing.labels import printable
 
+TS_PACKET_LEN = 188  # bytes of an MPEG transport stream's packet, which begins with 0x47
 HEAD_LEN = 4_096  # bytes; holds every signature and the first MP3 frame with its Xing header
 
 MAX_DAMAGED_SHARE = 0.05  # of packets
@@ -102,6 +103,7 @@ _NAMES = {
     "audio/mp4": "M4A/MP4",
     "audio/aac": "AAC",
     "audio/webm": "WebM",
+    "video/mp2t": "MPEG-TS",
 }
 _PICTURE_FORMATS = "a picture (PNG, JPEG, WebP, GIF or BMP)"
 _SOUND_FORMATS = "sound (WAV, FLAC, MP3, OGG, M4A, AAC or WebM)"
@@ -130,7 +132,7 @@ def sniff(data: bytes) -> str | None:
 
     Returns:
         A media type of the allow-list ("image/png", "audio/mpeg", ...) or None. "audio/mp4", "audio/webm"
-        and "audio/ogg" name containers that may also hold video; `load_waveform` looks inside.
+        and "audio/ogg" name containers that may also hold video; who opens them looks inside.
     """
     if data.startswith(b"ID3"):
         return _sniff_tagged(data[_id3_len(data) :])
@@ -151,6 +153,10 @@ def sniff(data: bytes) -> str | None:
         return "image/bmp"  # two letters are no signature: the size of the second header decides
     if data[4:8] == b"ftyp" and _refused_name(data) is None:
         return "audio/mp4"
+    if data[4:8] in (b"moov", b"mdat", b"wide"):  # QuickTime files of before `ftyp`
+        return "audio/mp4"
+    if len(data) > 2 * TS_PACKET_LEN and data[0] == data[TS_PACKET_LEN] == data[2 * TS_PACKET_LEN] == 0x47:
+        return "video/mp2t"
     return _sniff_mpeg(data)
 
 
@@ -184,7 +190,9 @@ def _refused_name(head: bytes) -> str | None:
     return next((name for at, magic, name in _REFUSED if head[at : at + len(magic)] == magic), None)
 
 
-class _Opened(NamedTuple):
+class OpenedMedium(NamedTuple):
+    """A file whose format is on the allow-list."""
+
     file: BinaryIO  # at its start
     label: str  # the file's name, or what the caller calls bytes
     kind: str
@@ -192,7 +200,7 @@ class _Opened(NamedTuple):
     size: int  # bytes, without the ID3 tag
 
 
-def _open(source: bytes | Path, label: str, kinds: Collection[str], expected: str) -> _Opened:
+def open_medium(source: bytes | Path, label: str, kinds: Collection[str], expected: str) -> OpenedMedium:
     """Open a source and hold its format against the allow-list.
 
     Raises:
@@ -213,7 +221,7 @@ def _open(source: bytes | Path, label: str, kinds: Collection[str], expected: st
         file.close()
         raise MediaError(f"{label}: the file cannot be read; check its permissions and its disk") from error
     if kind is not None and kind in kinds:
-        return _Opened(file, label, kind, head, size)
+        return OpenedMedium(file, label, kind, head, size)
     file.close()
     if size == 0:
         raise MediaError(f"{label}: the file is empty (0 bytes); expected {expected}")
@@ -248,7 +256,7 @@ def load_image(source: bytes | Path, max_pixels: int, label: str = "image") -> I
     Raises:
         MediaError: missing, not a picture of the allow-list, too large, damaged or cut short.
     """
-    file, label, kind, _, _ = _open(source, label, _IMAGE_READERS, _PICTURE_FORMATS)
+    file, label, kind, _, _ = open_medium(source, label, _IMAGE_READERS, _PICTURE_FORMATS)
     damaged = f"{label}: the {_NAMES[kind]} picture is damaged or cut short; save or download it again"
     with file:
         # Pillow's readers raise whatever a damaged field leads to: OSError, SyntaxError, struct.error, ...
@@ -264,13 +272,16 @@ def load_image(source: bytes | Path, max_pixels: int, label: str = "image") -> I
         return to_rgb(turn_upright(image), label)
 
 
-def load_waveform(source: bytes | Path, max_seconds: float, label: str = "audio") -> npt.NDArray[np.float32]:
+def load_waveform(
+    source: bytes | Path, max_seconds: float, label: str = "audio", *, of_video: bool = False
+) -> npt.NDArray[np.float32]:
     """Decode the first sound stream of a file and mix and resample it to mono 16 kHz.
 
     Args:
         source: the file's bytes or its path.
         max_seconds: cap on the length; decoding stops there, whatever the header says.
         label: what errors call the sound where it has no file name.
+        of_video: the sound track of a video is wanted, which is refused otherwise.
 
     Returns:
         (samples,) in [-1, 1). A 16 kHz mono 16-bit file gives its own samples / 32768, bit for bit.
@@ -278,11 +289,11 @@ def load_waveform(source: bytes | Path, max_seconds: float, label: str = "audio"
     Raises:
         MediaError: missing, not sound of the allow-list, a video, too long, silent of data, damaged or cut.
     """
-    opened = _open(source, label, _DEMUXERS, _SOUND_FORMATS)
+    opened = open_medium(source, label, _DEMUXERS, _SOUND_FORMATS)
     with opened.file:
         _check_riff_len(opened)
         try:
-            decoding = _decode(opened, int(max_seconds * SAMPLE_RATE))
+            decoding = _decode(opened, int(max_seconds * SAMPLE_RATE), of_video)
         except (av.FFmpegError, ValueError, RuntimeError) as error:
             raise MediaError(_undecodable(opened)) from error
     _check_damage(opened, decoding)
@@ -304,7 +315,7 @@ class _Decoding:
     damaged_end: bool = False  # nothing decoded after the last damaged packet
 
 
-def _decode(opened: _Opened, max_samples: int) -> _Decoding:
+def _decode(opened: OpenedMedium, max_samples: int, of_video: bool) -> _Decoding:
     """Decode to mono 16 kHz s16."""
     decoding = _Decoding()
     with av.open(
@@ -314,7 +325,7 @@ def _decode(opened: _Opened, max_samples: int) -> _Decoding:
         options=_CONTAINER_OPTIONS,
         metadata_errors="replace",  # tags are not read, and many are not in the UTF-8 they should be in
     ) as container:
-        stream = _sound_stream(container, opened.label)
+        stream = _sound_stream(container, opened.label, of_video)
         for block in mono_blocks(_decoded_frames(opened, container, stream, decoding), "s16"):
             decoding.samples += block.tobytes()
             if len(decoding.samples) > 2 * max_samples:
@@ -326,14 +337,14 @@ def _decode(opened: _Opened, max_samples: int) -> _Decoding:
     return decoding
 
 
-def _undecodable(opened: _Opened) -> str:
+def _undecodable(opened: OpenedMedium) -> str:
     return (
         f"{opened.label}: the {_NAMES[opened.kind]} sound is damaged or of a kind not supported here; "
         "save it again, as WAV or FLAC"
     )
 
 
-def _check_damage(opened: _Opened, decoding: _Decoding) -> None:
+def _check_damage(opened: OpenedMedium, decoding: _Decoding) -> None:
     """Refuse a clip of which more was lost than the module's head allows."""
     if not decoding.samples and decoding.num_damaged == 0:
         raise MediaError(f"{opened.label}: there is no sound in the file")
@@ -354,7 +365,7 @@ def _check_damage(opened: _Opened, decoding: _Decoding) -> None:
         )
 
 
-def _check_riff_len(opened: _Opened) -> None:
+def _check_riff_len(opened: OpenedMedium) -> None:
     """Refuse a cut WAV: ffmpeg takes what is there. Writers to a pipe leave 0, or 2 or 4 GB, in the field."""
     stated = int.from_bytes(opened.head[4:8], "little")
     slack = 64  # some writers count the header twice
@@ -365,9 +376,9 @@ def _check_riff_len(opened: _Opened) -> None:
         )
 
 
-def _sound_stream(container: InputContainer, label: str) -> AudioStream:
+def _sound_stream(container: InputContainer, label: str, of_video: bool) -> AudioStream:
     """Take the first sound stream; a picture that moves makes the file a video, a cover does not."""
-    if any(not stream.disposition & Disposition.attached_pic for stream in container.streams.video):
+    if not of_video and any(not s.disposition & Disposition.attached_pic for s in container.streams.video):
         raise MediaError(f"{label}: this is a video; expected sound; extract its sound track first")
     if not container.streams.audio:
         raise MediaError(f"{label}: there is no sound in the file; expected {_SOUND_FORMATS}")
@@ -377,7 +388,7 @@ def _sound_stream(container: InputContainer, label: str) -> AudioStream:
     return stream
 
 
-def _stated_seconds(opened: _Opened, container: InputContainer, stream: AudioStream) -> float | None:
+def _stated_seconds(opened: OpenedMedium, container: InputContainer, stream: AudioStream) -> float | None:
     """Give the length the container states, None where ffmpeg could only guess it from the bit rate."""
     if opened.kind == "audio/aac":
         return None
@@ -389,7 +400,7 @@ def _stated_seconds(opened: _Opened, container: InputContainer, stream: AudioStr
 
 
 def _decoded_frames(
-    opened: _Opened, container: InputContainer, stream: AudioStream, decoding: _Decoding
+    opened: OpenedMedium, container: InputContainer, stream: AudioStream, decoding: _Decoding
 ) -> Iterator[av.AudioFrame]:
     """Yield the stream's frames, skipping and counting packets that do not decode."""
     for packet in container.demux(stream):

@@ -1,11 +1,12 @@
 """Conversations as users write them, checked and brought into one form.
 
 Two forms come in, and may be mixed within a conversation:
-- the vendor's: {"role", "content": string or {"text", "image", "audio"}}, image and audio one or a list;
-- OpenAI's: {"role", "content": string or [{"type": "text" | "image_url" | "input_audio" | "audio_url", ...}]}.
+- the vendor's: {"role", "content": string or {"text", "image", "audio", "video"}}, each medium one or a list;
+- OpenAI's: {"role", "content": string or a list of parts of type text, image_url, input_audio, audio_url, video_url}.
 
-The model's template knows the vendor's form only. Within a turn it decides the order of pictures, sound and
-text; an OpenAI list that interleaves them keeps the order within each kind, not between kinds.
+The model's template knows the vendor's form only, and no video: it sees a video as one more picture, behind those of
+the turn. Within a turn it decides the order of pictures, sound and text; an OpenAI list that interleaves them keeps
+the order within each kind, not between kinds.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ from tianquan.errors import MediaError, PromptError
 from tianquan.processing.labels import printable
 from tianquan.request import Role
 
-# What a picture or a clip may be given as: a path, encoded bytes, a decoded picture as an image or as an array
-# (H, W, 3) of uint8, or (samples, sample rate).
+# What a medium may be given as: a path, encoded bytes, a decoded picture as an image or as an array (H, W, 3) of
+# uint8, (samples, sample rate), or (frames, frames per second).
 MediaSource = str | Path | bytes | Image.Image | tuple[Any, Any] | np.ndarray[Any, Any]
 Detail = Literal["auto", "low", "high"]
 
-_VENDOR_KEYS = ("text", "image", "audio")
+_VENDOR_KEYS = ("text", "image", "audio", "video")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Message:
     audios: tuple[MediaSource, ...] = ()
     is_plain: bool = False  # the content was a string
     listed: frozenset[str] = frozenset()  # vendor keys whose value was a list
+    videos: tuple[MediaSource, ...] = ()
 
 
 def parse_messages(messages: Any) -> list[Message]:
@@ -96,22 +98,24 @@ def _parse_vendor(role: Role, content: Mapping[str, Any], where: str) -> Message
     if text is not None and not isinstance(text, str):
         raise PromptError(f"{where}.text must be a string, got {_describe(text)}")
     listed, media = set(), {}
-    for key in ("image", "audio"):
+    for key in _VENDOR_KEYS[1:]:
         value = content.get(key)
         if isinstance(value, list):
             listed.add(key)
         values = value if isinstance(value, list) else [] if value is None else [value]
         media[key] = [parse_source(v, f"{where}.{key}") for v in values]
-    if text is None and not media["image"] and not media["audio"]:
-        raise PromptError(f"{where} is empty; expected text, image or audio")
+    if text is None and not any(media.values()):
+        raise PromptError(f"{where} is empty; expected text, image, audio or video")
     images = tuple(ImageReference(source) for source in media["image"])
-    return Message(role, text, images, tuple(media["audio"]), listed=frozenset(listed))
+    audios, videos = tuple(media["audio"]), tuple(media["video"])
+    return Message(role, text, images, audios, listed=frozenset(listed), videos=videos)
 
 
 def _parse_parts(role: Role, parts: Sequence[Any], where: str) -> Message:
     texts: list[str] = []
     images: list[ImageReference] = []
     audios: list[MediaSource] = []
+    videos: list[MediaSource] = []
     for n, part in enumerate(parts):
         here = f"{where}[{n}]"
         kind = part.get("type") if isinstance(part, Mapping) else None
@@ -119,9 +123,10 @@ def _parse_parts(role: Role, parts: Sequence[Any], where: str) -> Message:
             texts.append(part["text"])
         elif kind == "image_url":
             images.append(_parse_image_url(part.get("image_url"), f"{here}.image_url"))
-        elif kind == "audio_url":
-            url = part.get("audio_url")
-            audios.append(parse_source(url.get("url") if isinstance(url, Mapping) else url, f"{here}.audio_url"))
+        elif kind in ("audio_url", "video_url"):
+            url = part.get(kind)
+            source = parse_source(url.get("url") if isinstance(url, Mapping) else url, f"{here}.{kind}")
+            (audios if kind == "audio_url" else videos).append(source)
         elif kind == "input_audio":
             audio = part.get("input_audio")
             if not isinstance(audio, Mapping) or not isinstance(audio.get("data"), str):
@@ -129,12 +134,14 @@ def _parse_parts(role: Role, parts: Sequence[Any], where: str) -> Message:
             audios.append(_decode_base64(audio["data"], f"{here}.input_audio.data"))
         else:
             raise PromptError(
-                f"{here} must be a part of type text, image_url, input_audio or audio_url, got {_describe(part)}"
+                f"{here} must be a part of type text, image_url, input_audio, audio_url or video_url, "
+                f"got {_describe(part)}"
             )
     if not parts:
         raise PromptError(f"{where} is empty; expected at least one part")
     text = "\n".join(texts) if texts else None
-    return Message(role, text, tuple(images), tuple(audios), listed=frozenset(("image", "audio")))
+    listed = frozenset(_VENDOR_KEYS[1:])
+    return Message(role, text, tuple(images), tuple(audios), listed=listed, videos=tuple(videos))
 
 
 def _parse_image_url(value: Any, where: str) -> ImageReference:
@@ -159,7 +166,8 @@ def parse_source(value: Any, where: str) -> MediaSource:
         return value
     if isinstance(value, tuple):
         if len(value) != 2:
-            raise MediaError(f"{where}: a tuple of {len(value)}; expected (samples, sample rate)")
+            expected = "(samples, sample rate) or (frames, frames per second)"
+            raise MediaError(f"{where}: a tuple of {len(value)}; expected {expected}")
         return value
     if not isinstance(value, str) or not value:
         raise PromptError(f"{where} must be a path, a data: URL or bytes, got {_describe(value)}")

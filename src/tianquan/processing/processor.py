@@ -21,14 +21,17 @@ import numpy.typing as npt
 from PIL import Image
 
 from tianquan.errors import CheckpointError, MediaError, PromptError
-from tianquan.processing.audio import as_waveform, fit_long_audio, prepare_audio
+from tianquan.processing.audio import Waveform, as_waveform, fit_long_audio, prepare_audio
 from tianquan.processing.chat_template import ChatTemplate
-from tianquan.processing.image import ImageSettings, decoded_rgb, slice_image
+from tianquan.processing.image import decoded_rgb, slice_image
 from tianquan.processing.labels import printable
 from tianquan.processing.media import load_image, load_waveform
 from tianquan.processing.messages import ImageReference, MediaSource, Message, parse_messages, parse_source
+from tianquan.processing.prompt_builder import ProcessorSettings, PromptBuilder
 from tianquan.processing.tokenizer import Tokenizer
-from tianquan.request import AudioInput, FeatureSpan, ImageInput, ImagePolicy, MediaPolicy, Prompt, SliceGrid
+from tianquan.processing.video import OnVideoProgress
+from tianquan.processing.video_input import DecodedVideo, load_video
+from tianquan.request import AudioInput, ImageInput, ImagePolicy, MediaPolicy, Prompt, SliceGrid
 
 IMAGE_MARK = "(<image>./</image>)"
 AUDIO_MARK = "(<audio>./</audio>)"
@@ -39,42 +42,14 @@ _PRIVATE_USE = range(0xE000, 0xF900)  # characters with no assigned meaning: one
 _SAMPLES_PER_FRAME = 320  # of one encoder frame: mel hop 160, convolution stride 2
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlaceholderTokens:
-    """The strings of the tokens that frame and hold media in a prompt."""
-
-    unknown: str  # stands where a feature row goes
-    image_start: str
-    image_end: str
-    image_id_start: str
-    image_id_end: str
-    slice_start: str
-    slice_end: str
-    audio_start: str
-    audio_end: str
-
-    def all(self) -> tuple[str, ...]:
-        """Every token string."""
-        return tuple(vars(self).values())
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProcessorSettings:
-    """What the checkpoint says about turning media into tokens."""
-
-    image: ImageSettings
-    tokens: PlaceholderTokens
-    use_image_id: bool
-    num_mels: int
-    max_audio_frames: int
-
-
 @dataclass(frozen=True)
 class LoadedMedia:
     """The media of a conversation, in order; a long recording may have become several clips."""
 
     images: tuple[ImageInput, ...]
     recordings: tuple[tuple[AudioInput, ...], ...]
+    videos: tuple[DecodedVideo, ...] = ()
+    sound_tracks: tuple[tuple[AudioInput, ...], ...] = ()  # of each video
 
 
 class Processor:
@@ -120,6 +95,7 @@ class Processor:
         messages: Any,
         policy: MediaPolicy | None = None,
         media_root: str | Path | None = None,
+        on_video: OnVideoProgress | None = None,
     ) -> Prompt:
         """Return the prompt for a conversation, ready for the assistant's answer.
 
@@ -127,13 +103,14 @@ class Processor:
             messages: vendor or OpenAI messages, see `messages.py`.
             policy: how media are looked at; the checkpoint's settings by default.
             media_root: folder that relative media paths start from; the working folder by default.
+            on_video: called while videos are read, with seconds done and in all.
 
         Raises:
             PromptError: messages of the wrong form, or media the template does not place.
             MediaError: a picture or a clip that cannot be used.
         """
         turns = parse_messages(messages)
-        prompt = self.assemble(turns, self.load_media(turns, policy or MediaPolicy(), media_root))
+        prompt = self.assemble(turns, self.load_media(turns, policy or MediaPolicy(), media_root, on_video))
         if not len(prompt.token_ids):
             raise PromptError(
                 "the chat template gave an empty prompt; expected at least one token; check the checkpoint's template"
@@ -169,9 +146,14 @@ class Processor:
         content: dict[str, Any] = {}
         if text is not None:
             content["text"] = text
-        for key, media in (("image", turn.images), ("audio", turn.audios)):
-            if media:  # the template asks whether there is one and counts them; what it is stays here
-                content[key] = [key] * len(media) if key in turn.listed else key
+        # The template asks whether there is one and counts them; what it is stays here. It knows of no video.
+        is_listed = bool(turn.listed & {"image", "video"}) or len(turn.images) + len(turn.videos) > 1
+        for key, number, listed in (
+            ("image", len(turn.images) + len(turn.videos), is_listed),
+            ("audio", len(turn.audios), "audio" in turn.listed),
+        ):
+            if number:
+                content[key] = [key] * number if listed else key
         return {"role": turn.role, "content": content}
 
     def _break_structure(self, text: str, breaker: str) -> str:
@@ -184,26 +166,70 @@ class Processor:
         return text
 
     # Media ------------------------------------------------------------------------------------------------
-    def load_media(self, turns: Sequence[Message], policy: MediaPolicy, root: str | Path | None = None) -> LoadedMedia:
-        """Return all pictures and recordings of a conversation, ready for the encoders.
+    def load_media(
+        self,
+        turns: Sequence[Message],
+        policy: MediaPolicy,
+        root: str | Path | None = None,
+        on_video: OnVideoProgress | None = None,
+    ) -> LoadedMedia:
+        """Return all media of a conversation, ready for the encoders.
 
         Raises:
             MediaError: one cannot be used.
         """
         images = [image for turn in turns for image in turn.images]
         audios = [audio for turn in turns for audio in turn.audios]
+        sources = [video for turn in turns for video in turn.videos]
         loaded = [
             self._load_image(image, policy, root, f"image {n} of the conversation") for n, image in enumerate(images, 1)
         ]
         names = [f"audio {n} of the conversation" for n in range(1, len(audios) + 1)]
         recordings = [self.load_clips(audio, policy, root, name) for audio, name in zip(audios, names, strict=True)]
-        labels = [
-            _label(audio, name) for audio, name, clips in zip(audios, names, recordings, strict=True) for _ in clips
+        labels = [_label(audio, name) for audio, name in zip(audios, names, strict=True)]
+        video_names = [f"video {n} of the conversation" for n in range(1, len(sources) + 1)]
+        videos = [
+            self.load_video(source, policy, root, name, on_video)
+            for source, name in zip(sources, video_names, strict=True)
         ]
+        labels += [_label(source, name) for source, name in zip(sources, video_names, strict=True)]
+        recordings_of_all = [*recordings, *(video.waveforms for video in videos)]
+        prepared = self.prepare_clips(recordings_of_all, labels)
+        return LoadedMedia(
+            tuple(loaded), prepared[: len(recordings)], tuple(videos), sound_tracks=prepared[len(recordings) :]
+        )
+
+    def prepare_clips(
+        self, recordings: Sequence[Sequence[Waveform]], labels: Sequence[str] = ()
+    ) -> tuple[tuple[AudioInput, ...], ...]:
+        """Return the clips of all recordings of a conversation; how one is cut depends on the longest of all."""
+        names = [label for label, clips in zip(labels, recordings, strict=True) for _ in clips] if labels else []
         waveforms = [waveform for clips in recordings for waveform in clips]
-        num_mels, max_frames = self.settings.num_mels, self.settings.max_audio_frames
-        prepared = iter(prepare_audio(waveforms, num_mels, max_frames, labels))
-        return LoadedMedia(tuple(loaded), tuple(tuple(next(prepared) for _ in clips) for clips in recordings))
+        prepared = iter(prepare_audio(waveforms, self.settings.num_mels, self.settings.max_audio_frames, names))
+        return tuple(tuple(next(prepared) for _ in clips) for clips in recordings)
+
+    def load_video(
+        self,
+        source: MediaSource,
+        policy: MediaPolicy,
+        root: str | Path | None = None,
+        label: str = "video",
+        on_progress: OnVideoProgress | None = None,
+    ) -> DecodedVideo:
+        """Return the frames of a video, and its sound track where the policy asks for it; see `video_input`.
+
+        Raises:
+            MediaError: it cannot be used.
+        """
+        source = parse_source(source, label)
+        if isinstance(source, str | Path | bytes):
+            source = _resolve(source, root)
+        elif not isinstance(source, tuple):
+            raise MediaError(
+                f"{label}: a video must be a path, bytes or (frames, frames per second), got {type(source).__name__}"
+            )
+        max_samples = self.settings.max_audio_frames * _SAMPLES_PER_FRAME
+        return load_video(source, policy, self.settings.image, max_samples, label, on_progress)
 
     def _load_image(
         self, image: ImageReference, policy: MediaPolicy, root: str | Path | None, label: str
@@ -246,7 +272,7 @@ class Processor:
 
     # Tokens -----------------------------------------------------------------------------------------------
     def encode_turns(self, turns: Sequence[Message], add_generation_prompt: bool = True) -> list[list[int] | MediaKind]:
-        """Return a conversation as token ids, with the kind of medium wherever one goes.
+        """Return a conversation as token ids, with the kind of medium wherever one goes; a video is an image here.
 
         Raises:
             PromptError: the template refuses the turns, or does not place each medium once.
@@ -254,7 +280,7 @@ class Processor:
         text, breaker = self.render(turns, add_generation_prompt)
         pieces = self.encode_marked(text, breaker)
         expected: dict[MediaKind, int] = {
-            "image": sum(len(turn.images) for turn in turns),
+            "image": sum(len(turn.images) + len(turn.videos) for turn in turns),
             "audio": sum(len(turn.audios) for turn in turns),
         }
         for kind, number in expected.items():
@@ -290,8 +316,8 @@ class Processor:
             builder.add_audio(span_len)
         return builder.token_ids
 
-    def _prompt_builder(self, num_images: int = 0) -> _PromptBuilder:
-        return _PromptBuilder(self.tokenizer, self.placeholder_ids, self.settings, num_images)
+    def _prompt_builder(self, num_images: int = 0) -> PromptBuilder:
+        return PromptBuilder(self.tokenizer, self.placeholder_ids, self.settings, num_images)
 
     def assemble(self, turns: Sequence[Message], media: LoadedMedia, add_generation_prompt: bool = True) -> Prompt:
         """Return the prompt of a conversation, or of its beginning, with the media of the whole.
@@ -299,66 +325,25 @@ class Processor:
         Raises:
             PromptError: the template refuses the turns, or does not place each medium once.
         """
-        images = media.images[: sum(len(turn.images) for turn in turns)]
-        recordings = media.recordings[: sum(len(turn.audios) for turn in turns)]
+        images, videos, recordings = (
+            iter(media.images),
+            zip(media.videos, media.sound_tracks, strict=True),
+            iter(media.recordings),
+        )
+        is_video = iter([kind for turn in turns for kind in [False] * len(turn.images) + [True] * len(turn.videos)])
         builder = self._prompt_builder()
-        next_image, next_recording = iter(images), iter(recordings)
         for piece in self.encode_turns(turns, add_generation_prompt):
-            if piece == "image":
-                builder.add_image(next(next_image).grid)
-            elif piece == "audio":
-                for clip in next(next_recording):
-                    builder.add_audio(clip.span)
-            else:
+            if piece == "audio":
+                builder.add_clips(next(recordings))
+            elif piece != "image":
                 builder.token_ids += piece
-        clips = tuple(clip for recording in recordings for clip in recording)
-        return Prompt(np.array(builder.token_ids, np.int32), images, clips, tuple(builder.spans))
-
-
-class _PromptBuilder:
-    """Collects token ids and remembers where features go."""
-
-    def __init__(self, tokenizer: Tokenizer, ids: dict[str, int], settings: ProcessorSettings, num_images: int) -> None:
-        self.token_ids: list[int] = []
-        self.spans: list[FeatureSpan] = []
-        self._tokenizer = tokenizer
-        self._ids = ids
-        self._settings = settings
-        self._num_images = num_images
-        self._num_slices = self._num_clips = 0
-
-    def add_image(self, grid: SliceGrid) -> None:
-        """Add the overview, then the slices row by row, rows separated by a line feed."""
-        tokens = self._settings.tokens
-        if self._settings.use_image_id:
-            self.token_ids.append(self._ids[tokens.image_id_start])
-            self.token_ids += self._tokenizer.encode_text(str(self._num_images))
-            self.token_ids.append(self._ids[tokens.image_id_end])
-        self._num_images += 1
-        self._add_slice(tokens.image_start, tokens.image_end)
-        for row in range(grid.rows):
-            if row > 0:
-                self.token_ids += self._tokenizer.encode_text("\n")
-            for _ in range(grid.cols):
-                self._add_slice(tokens.slice_start, tokens.slice_end)
-
-    def _add_slice(self, start: str, end: str) -> None:
-        length = self._settings.image.tokens_per_slice
-        self._add_span(start, FeatureSpan(len(self.token_ids) + 1, length, "image", self._num_slices), end)
-        self._num_slices += 1
-
-    def add_audio(self, span_len: int) -> None:
-        """Add one clip."""
-        tokens = self._settings.tokens
-        span = FeatureSpan(len(self.token_ids) + 1, span_len, "audio", self._num_clips)
-        self._num_clips += 1
-        self._add_span(tokens.audio_start, span, tokens.audio_end)
-
-    def _add_span(self, start: str, span: FeatureSpan, end: str) -> None:
-        self.token_ids.append(self._ids[start])
-        self.token_ids += [self._ids[self._settings.tokens.unknown]] * span.length
-        self.token_ids.append(self._ids[end])
-        self.spans.append(span)
+            elif next(is_video):
+                builder.add_video(*next(videos))
+            else:
+                builder.add_picture(next(images))
+        return Prompt(
+            np.array(builder.token_ids, np.int32), tuple(builder.images), tuple(builder.clips), tuple(builder.spans)
+        )
 
 
 def _resolve(source: str | Path | bytes, root: str | Path | None) -> Path | bytes:

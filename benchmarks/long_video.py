@@ -1,0 +1,114 @@
+"""What reading a long video takes: `python benchmarks/long_video.py --output STEM`.
+
+A file of 30 minutes at 1920 x 1080 (10 frames a second, a key frame every 25 s) is made with PyAV, then read
+with the default policy in a process of its own. Memory is the process's peak over what it had with everything loaded,
+the encoders' weights aside: the frames never meet a model here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from tianquan import __version__
+from tianquan.benchmark.run import machine_name
+from tianquan.processing.image import ImageSettings
+from tianquan.processing.video_input import load_video
+from tianquan.request import MediaPolicy, VideoPolicy
+
+OFFICIAL = ImageSettings(scale_resolution=448, patch_size=14, max_slices=9, slice_mode=True, tokens_per_slice=64)
+SIZE, RATE, KEY_FRAME_EVERY = (1920, 1080), 10, 250
+MAX_CLIP_SAMPLES = 480_000
+
+
+def write_video(path: Path, minutes: float) -> None:
+    """Write a video in which a bar crosses the picture once a minute, over a ground that changes every ten seconds."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=RATE, options={"preset": "ultrafast", "crf": "30"})
+        stream.width, stream.height = SIZE
+        stream.pix_fmt, stream.gop_size = "yuv420p", KEY_FRAME_EVERY
+        rng = np.random.default_rng(0)
+        grey = np.zeros((SIZE[1] * 3 // 2, SIZE[0]), np.uint8)
+        grey[SIZE[1] :] = 128
+        for n in range(round(minutes * 60 * RATE)):
+            if n % (10 * RATE) == 0:
+                ground = np.kron(rng.integers(40, 160, (9, 16)), np.ones((120, 120))).astype(np.uint8)
+            grey[: SIZE[1]] = ground
+            left = round(n % (60 * RATE) / (60 * RATE) * (SIZE[0] - 100))
+            grey[300:700, left : left + 100] = 240
+            frame = av.VideoFrame.from_ndarray(grey, format="yuv420p")
+            frame.pts, frame.time_base = n, Fraction(1, RATE)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode())
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return time and memory of one reading, in this process."""
+    load_video((np.zeros((2, 64, 64, 3), np.uint8), 1.0), MediaPolicy(), OFFICIAL, MAX_CLIP_SAMPLES, "warm-up")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    updates = 0
+
+    def count(done: float, total: float | None) -> None:
+        nonlocal updates
+        updates += 1
+
+    began = time.perf_counter()
+    policy = MediaPolicy(video=VideoPolicy())
+    video = load_video(path, policy, OFFICIAL, MAX_CLIP_SAMPLES, path.name, count)
+    return {
+        "seconds": time.perf_counter() - began,
+        "peak_bytes_above_start": 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before),
+        "frames": sum(image.num_video_frames for image in video.frames),
+        "groups": len(video.frames),
+        "times": [round(t, 1) for t in video.times],
+        "progress_updates": updates,
+    }
+
+
+def main() -> None:
+    """Write the video, read it in a fresh process, and report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, metavar="STEM")
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--read", type=Path, help="read this file and print the measurement (what the child does)")
+    arguments = parser.parse_args()
+    if arguments.read is not None:
+        print(json.dumps(read(arguments.read)))
+        return
+    with tempfile.TemporaryDirectory(prefix="tianquan-bench-") as folder:
+        path = Path(folder) / "long.mp4"
+        began = time.perf_counter()
+        write_video(path, arguments.minutes)
+        made = time.perf_counter() - began
+        child = subprocess.run(
+            [sys.executable, __file__, "--read", str(path)], check=True, capture_output=True, text=True
+        )
+        report = {
+            "date": datetime.date.today().isoformat(),
+            "version": __version__,
+            "machine": machine_name(),
+            "minutes": arguments.minutes,
+            "file_bytes": path.stat().st_size,
+            "seconds_to_make_it": made,
+            **json.loads(child.stdout),
+        }
+    text = json.dumps(report, indent=1)
+    print(text)
+    if arguments.output is not None:
+        arguments.output.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

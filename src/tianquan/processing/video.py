@@ -1,0 +1,315 @@
+"""Decodes videos while they stream: a file, bytes or a pipe in; a few chosen frames out. Nothing holds the whole.
+
+Which frames are wanted is asked of a chooser (frames.py) as time goes by. Packets are read one after the other; those
+since the last key frame wait undecoded, and are decoded only when a wanted frame lies among them. A long video of
+which few frames are wanted costs reading it, and decoding some of its groups of pictures.
+
+The bytes are not trusted: format, demuxer and decoders are taken from an allow-list, sizes are compared with caps
+before a frame is decoded, and no stated length, rate or count of frames is believed; a length only spreads frames.
+Damage is treated as in media.py: some packets that do not decode are skipped, more make the video unusable, and so
+does an end before the stated length.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Disposition
+from av.video.reformatter import Interpolation
+from av.video.stream import VideoStream
+from PIL import Image
+
+from tianquan.errors import MediaError
+from tianquan.processing.frames import VideoFrame, frame_size
+from tianquan.processing.image import ImageSettings, decoded_rgb, require_pixels
+from tianquan.processing.media import MAX_DAMAGED_SHARE, OpenedMedium, open_medium
+from tianquan.request import VideoPolicy
+
+OnVideoProgress = Callable[[float, float | None], None]  # (seconds done, seconds stated)
+
+MAX_LOST_SECONDS = 1.0  # a last frame may stand for long
+MAX_LOST_SHARE = 0.02
+MAX_WAITING_BYTES = 32 * 2**20  # of packets not decoded yet; more are decoded to be rid of them
+_DECODER_THREADS = 2  # each holds frames of its own: 3 MB at 1080p, several of them
+_FIRST_GAP = 2.0  # seconds between key frames, until they have been seen
+
+VIDEO_FORMATS = "a video (MP4, MOV, MKV, WebM or MPEG-TS)"
+_DEMUXERS = {"audio/mp4": "mp4", "audio/webm": "matroska", "video/mp2t": "mpegts"}
+_DECODERS = ("h264", "hevc", "vp8", "vp9", "libvpx", "libvpx-vp9", "av1", "libdav1d", "mpeg4", "mpeg2video", "mjpeg")
+_CONTAINER_OPTIONS = {
+    "protocol_whitelist": "none",  # a file may not open another file or an address
+    "codec_whitelist": ",".join(_DECODERS),
+    "probesize": str(5 * 2**20),
+}
+
+
+class Chooser(Protocol):
+    """Says from what time on the next frame is of use."""
+
+    @property
+    def earliest(self) -> float:
+        """Seconds from the first frame."""
+        ...
+
+
+@dataclass
+class _State:
+    """What has been decoded so far."""
+
+    first_time: float | None = None  # of the first frame, in the stream's own time
+    num_packets: int = 0  # given to the decoder
+    num_damaged: int = 0
+    last_time: float = 0.0  # where the last packet ends, from the first frame
+    gap: float = _FIRST_GAP  # longest seen between key frames, seconds
+    last_key: float | None = None
+    waiting: list[Packet[Any]] = field(default_factory=list)  # since a key frame, not decoded
+    waiting_bytes: int = 0
+    is_decoding: bool = False  # all packets since a key frame have been decoded
+
+
+def read_frames(
+    opened: OpenedMedium,
+    chooser: Callable[[float | None], Chooser],
+    policy: VideoPolicy,
+    settings: ImageSettings,
+    max_pixels: int,
+    on_progress: OnVideoProgress | None = None,
+) -> Iterator[VideoFrame]:
+    """Yield the frames a chooser asks for, in order, while the video is read.
+
+    Args:
+        opened: the file, at its start; it need not be seekable.
+        chooser: gets the stated length in seconds, or None, and returns what is asked for each next frame.
+        policy: caps and the size of frames.
+        settings: the checkpoint's.
+        max_pixels: cap on the width * height of a frame.
+        on_progress: called with each packet.
+
+    Raises:
+        MediaError: no video, none of the allow-list, too large or long, damaged or cut short.
+    """
+    unusable = f"{opened.label}: the video is damaged or of a kind not supported here; convert it to H.264 in MP4"
+    try:
+        with av.open(
+            opened.file,
+            mode="r",
+            format=_DEMUXERS[opened.kind],
+            options=_CONTAINER_OPTIONS,
+            metadata_errors="replace",
+        ) as container:
+            reader = _Reader(container, opened.label, policy, settings, max_pixels, on_progress)
+            yield from reader.frames(chooser(reader.stated_seconds))
+            reader.check_end()
+    except (av.FFmpegError, ValueError, RuntimeError) as error:
+        raise MediaError(unusable) from error
+
+
+def open_video(source: bytes | Path, label: str) -> OpenedMedium:
+    """Open a video file and hold its format against the allow-list.
+
+    Raises:
+        MediaError: missing, unreadable, empty or of another format.
+    """
+    return open_medium(source, label, _DEMUXERS, VIDEO_FORMATS)
+
+
+class _Reader:
+    """One pass over one container."""
+
+    def __init__(
+        self,
+        container: InputContainer,
+        label: str,
+        policy: VideoPolicy,
+        settings: ImageSettings,
+        max_pixels: int,
+        on_progress: OnVideoProgress | None,
+    ) -> None:
+        self._container, self._label, self._policy, self._settings = container, label, policy, settings
+        self._max_pixels, self._on_progress = max_pixels, on_progress
+        self._stream = self._picture_stream()
+        self._state = _State()
+        self.stated_seconds = self._stated_seconds()
+        if self.stated_seconds is not None:
+            self._require_seconds(self.stated_seconds)
+
+    def _picture_stream(self) -> VideoStream:
+        moving = [s for s in self._container.streams.video if not s.disposition & Disposition.attached_pic]
+        if not moving:
+            raise MediaError(f"{self._label}: there is no picture track in the file; expected {VIDEO_FORMATS}")
+        stream = moving[0]
+        codec = stream.codec_context
+        if codec is None or codec.name not in _DECODERS:
+            raise MediaError(f"{self._label}: the video has a coding not supported here; convert it to H.264 in MP4")
+        require_pixels((codec.width, codec.height), self._max_pixels, self._label)
+        codec.options = {"max_pixels": str(self._max_pixels)}  # the size may change on the way
+        codec.thread_count = _DECODER_THREADS
+        codec.thread_type = "AUTO"
+        return stream
+
+    def _stated_seconds(self) -> float | None:
+        stream = self._stream
+        if stream.duration is not None and stream.time_base is not None:
+            return float(stream.duration * stream.time_base)
+        return None if self._container.duration is None else self._container.duration / av.time_base
+
+    def _require_seconds(self, seconds: float) -> None:
+        if seconds > self._policy.max_seconds:
+            raise MediaError(
+                f"{self._label}: the video is {seconds:.0f} s long, more than the cap of "
+                f"{self._policy.max_seconds:g} s; cut it or raise max_seconds of the video policy"
+            )
+
+    # Packets ----------------------------------------------------------------------------------------------
+    def frames(self, chooser: Chooser) -> Iterator[VideoFrame]:
+        """Yield the chosen frames."""
+        state = self._state
+        for packet in self._container.demux():  # all streams: the longest is the length the container states
+            time = self._packet_time(packet)
+            if packet.stream is not self._stream:
+                state.last_time = max(state.last_time, time or 0.0)
+                continue
+            if time is not None:
+                state.last_time = max(state.last_time, time)
+                if self._on_progress is not None:
+                    self._on_progress(max(0.0, time), self.stated_seconds)
+            for decodable in self._due(packet, time, chooser.earliest):
+                yield from self._chosen(decodable, chooser)
+
+    def _packet_time(self, packet: Packet[Any]) -> float | None:
+        """Return when a packet's picture begins, from the first frame; None at the end or where it does not say."""
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        if stamp is None or packet.time_base is None:
+            return None
+        time = float(stamp * packet.time_base)
+        if self._state.first_time is None:
+            return 0.0
+        self._require_seconds(time - self._state.first_time)
+        return time - self._state.first_time
+
+    def _due(self, packet: Packet[Any], time: float | None, earliest: float) -> list[Packet[Any]]:
+        """Return the packets to decode now that this one is there."""
+        state = self._state
+        if packet.size == 0:  # the end: what the decoder still holds
+            return [packet] if state.is_decoding else []
+        if packet.is_keyframe and time is not None:
+            if state.last_key is not None:
+                state.gap = max(state.gap, time - state.last_key)
+            state.last_key = time
+            if state.is_decoding and earliest > time + state.gap:
+                self._stop_decoding()
+            if not state.is_decoding:
+                state.waiting, state.waiting_bytes = [], 0
+        if state.is_decoding:
+            return [packet]
+        state.waiting.append(packet)
+        state.waiting_bytes += packet.size
+        if time is not None and time < earliest and state.waiting_bytes <= MAX_WAITING_BYTES:
+            return []
+        state.is_decoding = True
+        due, state.waiting, state.waiting_bytes = state.waiting, [], 0
+        return due
+
+    def _stop_decoding(self) -> None:
+        self._stream.codec_context.flush_buffers()
+        self._state.is_decoding = False
+
+    # Frames -----------------------------------------------------------------------------------------------
+    def _chosen(self, packet: Packet[Any], chooser: Chooser) -> Iterator[VideoFrame]:
+        state = self._state
+        state.num_packets += 1
+        try:
+            decoded = packet.decode()
+        except av.FFmpegError:
+            state.num_damaged += 1
+            return
+        for frame in decoded:
+            if not isinstance(frame, av.VideoFrame) or frame.time is None:
+                state.num_damaged += 1
+                continue
+            if state.first_time is None:
+                state.first_time = frame.time
+            time = frame.time - state.first_time
+            if time >= chooser.earliest:
+                yield VideoFrame.of(time, self._rgb(frame))
+
+    def _rgb(self, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
+        """Return a frame upright and in the size the encoder takes it in."""
+        require_pixels((frame.width, frame.height), self._max_pixels, self._label)
+        aspect = self._stream.codec_context.sample_aspect_ratio
+        width = frame.width if not aspect else max(1, round(frame.width * float(aspect)))
+        turns = round(frame.rotation / 90) % 4  # counter-clockwise
+        size = (frame.height, width) if turns % 2 else (width, frame.height)
+        size = frame_size(size, self._settings, self._policy, self._label)
+        width, height = size[::-1] if turns % 2 else size
+        scaled = frame.reformat(width, height, "rgb24", interpolation=Interpolation.BICUBIC)
+        pixels: npt.NDArray[np.uint8] = np.ascontiguousarray(np.rot90(scaled.to_ndarray(), turns))
+        return pixels
+
+    def check_end(self) -> None:
+        """Raise MediaError where too little came out of the file."""
+        state, stated = self._state, self.stated_seconds
+        if state.first_time is None:
+            raise MediaError(f"{self._label}: not one frame of the video can be decoded; save or download it again")
+        if state.num_damaged > max(1, MAX_DAMAGED_SHARE * state.num_packets):
+            raise MediaError(
+                f"{self._label}: {state.num_damaged} of {state.num_packets} packets of the video are damaged; "
+                "save or download it again"
+            )
+        if stated is not None and state.last_time < stated - max(MAX_LOST_SECONDS, MAX_LOST_SHARE * stated):
+            raise MediaError(
+                f"{self._label}: the video ends after {state.last_time:.1f} s of the stated {stated:.1f} s; "
+                "it is cut short; save or download it again"
+            )
+
+
+# Frames in memory -----------------------------------------------------------------------------------------------
+def frames_in_memory(
+    frames: Any, frames_per_second: Any, policy: VideoPolicy, settings: ImageSettings, max_pixels: int, label: str
+) -> Iterator[VideoFrame]:
+    """Yield frames given as pictures or as an array (frames, H, W, 3) of uint8, with their times.
+
+    Raises:
+        MediaError: no frames, something else than pictures, a rate that is no number above 0, or too long.
+    """
+    is_rate = isinstance(frames_per_second, int | float | np.number) and 0 < frames_per_second < np.inf
+    is_frames = isinstance(frames, Sequence | np.ndarray) and not isinstance(frames, str | bytes)
+    if not is_rate or not is_frames or len(frames) == 0:
+        raise MediaError(f"{label}: expected (frames, frames per second): pictures, at least one, and a number above 0")
+    if (len(frames) - 1) / frames_per_second > policy.max_seconds:
+        raise MediaError(f"{label}: {len(frames)} frames are longer than the cap of {policy.max_seconds:g} s")
+    for n, picture in enumerate(frames):
+        if not isinstance(picture, Image.Image | np.ndarray):
+            raise MediaError(f"{label}: frame {n} is {type(picture).__name__}; expected a picture")
+        image = decoded_rgb(picture, max_pixels, f"{label}, frame {n}")
+        size = frame_size(image.size, settings, policy, label)
+        yield VideoFrame.of(n / frames_per_second, np.array(image.resize(size, Image.Resampling.BICUBIC)))
+
+
+# Pipes and files that grow ----------------------------------------------------------------------------------------
+class _Pipe:
+    """Lets the first bytes be looked at before the rest is read."""
+
+    def __init__(self, file: BinaryIO, head: bytes) -> None:
+        self._file, self._head = file, head
+
+    def read(self, size: int = -1) -> bytes:
+        """Return up to `size` bytes, none at the end."""
+        if not self._head:
+            return self._file.read(size)
+        part, self._head = self._head[:size], self._head[size:] if size >= 0 else b""
+        return part
+
+    def close(self) -> None:
+        """Close what is read from."""
+        with contextlib.suppress(OSError):
+            self._file.close()

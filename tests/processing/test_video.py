@@ -1,0 +1,251 @@
+"""Videos: which frames come out, in which budget, and what happens to files that are none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from drawn_videos import encode, moving, square
+from tianquan.errors import MediaError, ParameterError
+from tianquan.processing.frames import VideoFrame, frame_cost, group_frames
+from tianquan.request import MediaPolicy, VideoPolicy
+
+
+@pytest.fixture
+def load(processor):
+    def load(source, **policy):
+        max_pixels = policy.pop("max_pixels", MediaPolicy.max_pixels)
+        media = MediaPolicy(video=replace(VideoPolicy(max_tokens=100_000), **policy), max_pixels=max_pixels)
+        return processor.load_video(source, media)
+
+    return load
+
+
+def place(video, n):
+    """Return where the square is, from 0 to 1 across the picture."""
+    pixels = video.frames[n].slices[0].astype(float)
+    pixels = pixels[0] if pixels.ndim == 4 else pixels
+    weights = np.clip(pixels[..., 0] - pixels[..., 2] - 60, 0, None).sum(axis=0)
+    return float((weights * np.arange(len(weights))).sum() / weights.sum() / len(weights))
+
+
+CONTAINERS = [("mp4", "libx264"), ("mov", "mpeg4"), ("matroska", "libx264"), ("webm", "libvpx"), ("mpegts", "libx264")]
+
+
+@pytest.mark.parametrize(("container", "codec"), CONTAINERS)
+def test_frames_come_in_order_with_their_times(load, container, codec):
+    video = load(encode(moving(40), container=container, codec=codec))
+    assert video.times[0] == 0.0
+    assert np.allclose(np.diff(video.times), 0.25, atol=0.11)  # 4 a second of a video with 10
+    expected = [8 / 96 + t / 3.9 * 80 / 96 for t in video.times]
+    assert [place(video, n) for n in range(len(video.times))] == pytest.approx(expected, abs=0.04)
+
+
+def test_few_frames_of_a_long_video_are_found_without_decoding_all(load):
+    """Key frames every 10 frames; the wanted frames are 10 s apart."""
+    video = load(encode(moving(600), gop=10), max_frames=6)
+    assert len(video.times) == 6
+    assert np.allclose(video.times, np.arange(6) * 10.0, atol=2.6)
+    expected = [8 / 96 + t / 59.9 * 80 / 96 for t in video.times]
+    assert [place(video, n) for n in range(6)] == pytest.approx(expected, abs=0.03)
+
+
+def test_rate(load):
+    video = load(encode(moving(50)), sampling="rate", frames_per_second=2.0)
+    assert len(video.times) == 10
+    assert np.allclose(video.times, np.arange(10) * 0.5, atol=0.13)
+
+
+def test_too_many_frames_are_thinned_evenly(load):
+    video = load(encode(moving(50)), sampling="rate", frames_per_second=10.0, max_frames=16)
+    assert 8 <= len(video.times) <= 16
+    assert np.diff(video.times) == pytest.approx(np.diff(video.times)[0], abs=0.11)
+
+
+def test_scenes(load):
+    scenes = [square(5)] * 15 + [square(60)] * 15 + [square(60, level=90)] * 15
+    video = load(encode(scenes), sampling="scenes")
+    assert np.allclose(video.times, [0.0, 1.5, 3.0], atol=0.26)
+
+
+def test_what_does_not_change_is_seen_once(load):
+    assert load(encode([square(20)] * 40)).times == (0.0,)
+
+
+def test_variable_frame_rate(load):
+    video = load(encode(moving(12), times=lambda n: n if n < 6 else 40 + n))  # a pause of 4 s
+    assert video.times[-1] == pytest.approx(5.1, abs=0.2)
+    assert all(later > earlier for earlier, later in zip(video.times, video.times[1:], strict=False))
+
+
+def test_frames_in_memory_equal_a_file_but_for_the_codec(load):
+    video = load((np.stack(moving(8)), 4.0))
+    assert video.times == (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+    assert place(video, 7) == pytest.approx(88 / 96, abs=0.02)
+
+
+def test_a_video_with_a_rotation_is_upright(load):
+    upright = load(encode(moving(3), container="mp4"))
+    data = bytearray(encode(moving(3), container="mp4"))
+    at = data.rindex(b"tkhd") + 4 + 40  # matrix of the track header: a quarter turn clockwise
+    matrix = np.array([0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000], ">i4")
+    data[at : at + 36] = matrix.tobytes()
+    turned = load(bytes(data))
+    height, width = turned.frames[0].slices[0].shape[:2]
+    assert height > width
+    assert upright.frames[0].slices[0].shape[:2] == (width, height)
+    rows = turned.frames[0].slices[0][..., 0].astype(int).max(axis=1)
+    assert rows[: height // 4].max() > 150  # the left side is on top now
+    assert rows[height // 2 :].max() < 150
+
+
+def test_the_sound_track_is_heard_when_asked(load):
+    data = encode(moving(20), tone=True)
+    assert load(data).waveforms == ()
+    (waveform,) = load(data, with_sound=True).waveforms
+    assert len(waveform) == pytest.approx(32000, abs=3000)
+
+
+# Budget ---------------------------------------------------------------------------------------------------------
+def test_one_budget_decides(processor, load):
+    cost = frame_cost(processor.settings.image)
+    data = encode([square(40, level=80 + 2 * n) for n in range(80)])  # it lights up slowly
+    free = load(data, max_frames=24)
+    assert all(image.num_video_frames == 1 for image in free.frames)
+    tight = load(data, max_frames=24, max_tokens=8 * cost)
+    assert len(tight.frames) <= 8
+    assert sum(image.num_video_frames for image in tight.frames) > 8  # frames share tokens
+    assert max(image.num_video_frames for image in tight.frames) <= 4
+    alone = load(data, max_frames=24, max_tokens=8 * cost, max_merge=1)
+    assert len(alone.frames) == 8
+    assert all(image.num_video_frames == 1 for image in alone.frames)
+
+
+def test_the_sound_track_counts(processor, load):
+    data = encode(moving(20), tone=True)
+    with pytest.raises(ParameterError, match="leaves no room for a frame"):
+        load(data, with_sound=True, max_tokens=frame_cost(processor.settings.image))
+
+
+def test_groups_keep_what_differs_apart():
+    still, moved = square(5), square(70)
+    frames = [VideoFrame.of(float(n), still if n < 5 else moved) for n in range(10)]
+    groups = group_frames(frames, 4, 4)
+    assert [len(group) for group in groups] == [4, 1, 4, 1] or all(
+        len({float(frame.pixels.mean()) for frame in group}) == 1 for group in groups
+    )
+    assert all(not (group[0].time < 5 <= group[-1].time) for group in groups)
+
+
+def test_usage_tells_what_a_video_cost(processor):
+    content = {"text": "what moves?", "video": (np.stack(moving(8)), 4.0)}
+    policy = MediaPolicy(video=VideoPolicy(max_tokens=4 * frame_cost(processor.settings.image)))
+    prompt = processor([{"role": "user", "content": content}], policy)
+    per_slice = processor.settings.image.tokens_per_slice
+    assert prompt.num_video_tokens == len(prompt.images) * per_slice <= 4 * per_slice
+    assert prompt.num_video_frames >= len(prompt.images)
+    assert prompt.num_image_tokens == 0
+
+
+def test_pictures_sound_and_videos_side_by_side(processor):
+    tone = (np.zeros(16000, np.float32), 16000)
+    video = (np.stack(moving(2)), 1.0)
+    content = {"text": "all", "image": [square(0), square(9)], "audio": tone, "video": [video, video]}
+    prompt = processor([{"role": "user", "content": content}])
+    assert [image.num_video_frames for image in prompt.images] == [0, 0, 1, 1, 1, 1]
+    assert len(prompt.audios) == 1
+    assert [span.index for span in prompt.spans if span.kind == "image"] == list(range(6))
+    assert prompt.images[2].digest == prompt.images[4].digest  # equal frames are encoded once
+
+
+# Files that are none --------------------------------------------------------------------------------------------
+def no_frames() -> bytes:
+    """Return a video whose frames are all zero bytes."""
+    data = encode(moving(5), container="matroska")
+    cluster = data.index(b"\x1f\x43\xb6\x75")
+    return data[:cluster]
+
+
+def sound_only() -> bytes:
+    import io
+
+    import av
+
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as output:
+        stream = output.add_stream("aac", rate=16000, layout="mono")
+        block = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.int16), format="s16", layout="mono")
+        block.sample_rate = 16000
+        output.mux(stream.encode(block))
+        output.mux(stream.encode())
+    return file.getvalue()
+
+
+WHOLE = encode(moving(60), container="matroska")
+HOSTILE = {
+    "empty": (b"", "empty"),
+    "text": (b"hello " * 100, "format not known"),
+    "picture": (b"\x89PNG\r\n\x1a\n" + bytes(100), "PNG"),
+    "avi": (b"RIFF\x00\x00\x00\x00AVI LIST" + bytes(100), "AVI"),
+    "no_index": (encode(moving(60))[:-1500], "damaged|cut short|not one frame"),
+    "cut": (WHOLE[: len(WHOLE) * 2 // 3], "cut short|damaged"),
+    "zero_frames": (no_frames(), "damaged|not one frame|no picture track"),
+    "sound_only": (sound_only(), "no picture track"),
+    "noise": (WHOLE[:2000] + np.random.default_rng(0).bytes(len(WHOLE) - 2000), "damaged|not one frame|cut short"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_unusable_files_are_refused_in_one_line(load, name, tmp_path):
+    data, reason = HOSTILE[name]
+    path = tmp_path / f"{name}.mp4"
+    path.write_bytes(data)
+    for source in (data, path):
+        with pytest.raises(MediaError, match=reason) as caught:
+            load(source)
+        assert str(caught.value).isprintable()
+        assert str(tmp_path) not in str(caught.value)
+
+
+def test_sizes_and_lengths_have_caps(load):
+    data = encode(moving(60))
+    with pytest.raises(MediaError, match="more than the cap of 1000"):
+        load(data, max_pixels=1000)
+    with pytest.raises(MediaError, match="long, more than the cap of 3"):
+        load(data, max_seconds=3.0)
+    stamped = encode(moving(6), container="matroska", times=lambda n: n if n < 5 else 10**7)  # a jump of days
+    with pytest.raises(MediaError, match="long, more than the cap"):
+        load(stamped)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"max_frames": 0},
+        {"frames_per_second": 0.0},
+        {"max_merge": 0},
+        {"frame_pixels": 1},
+        {"sampling": "some"},
+        {"max_tokens": 3},
+    ],
+)
+def test_policies_out_of_range(load, policy):
+    with pytest.raises(ParameterError, match="expected"):
+        load((moving(2), 1.0), **policy)
+
+
+@pytest.mark.parametrize(
+    "source", [([], 1.0), (moving(2), 0.0), (moving(2), "x"), ("ab", 1.0), ([5], 1.0), (np.zeros((2, 4, 4)), 1.0)]
+)
+def test_frames_in_memory_of_the_wrong_form(load, source):
+    with pytest.raises(MediaError):
+        load(source)
+
+
+def test_progress_is_told(processor):
+    seen = []
+    processor.load_video(encode(moving(40)), MediaPolicy(), on_progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1][0] == pytest.approx(3.9, abs=0.3)  # packets come in decoding order
+    assert seen[-1][1] == pytest.approx(4.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,10 @@ def top_name(path: Path) -> str:
     return parts[0]
 
 
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+
+
 def imported_modules(path: Path) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -81,6 +86,18 @@ def test_imports_point_down(path):
         elif name in OUTSIDE:
             root = module.split(".")[0]
             assert root in OUTSIDE[name] | set(sys.stdlib_module_names) | {"tianquan"}, f"{path} imports {module}"
+
+
+def test_no_import_circles():
+    """What a module imports, types included, does not import that module, by however many steps."""
+    names = {module_name(path): path for path in MODULES}
+    graph = {}
+    for name, path in names.items():
+        imports = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.ImportFrom)]
+        pairs = [(node.module or "", alias.name) for node in imports for alias in node.names]
+        found = {f"{module}.{part}" if f"{module}.{part}" in names else module for module, part in pairs}
+        graph[name] = found & set(names) - {"tianquan"}  # whose names are found when they are first asked for
+    assert set(TopologicalSorter(graph).static_order()) == set(names)  # an error names the circle
 
 
 def test_torch_has_one_border():
@@ -134,7 +151,7 @@ NEED_TORCH = {
     f"tianquan.training.{name}" for name in ("adapters", "finetune", "module_tree", "objective", "state", "trainer")
 }
 NEED_GGUF = {f"tianquan.export.{name}" for name in ("gguf_file", "gguf_vocabulary")}
-NEED_RAY = {f"tianquan.scaling.{name}" for name in ("batch_pipeline", "cluster")}
+NEED_RAY = {f"tianquan.scaling.{name}" for name in ("batch_pipeline", "cluster", "front", "replica")}
 
 
 def test_torch_is_never_needed():

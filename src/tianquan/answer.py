@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from tianquan.engine.interface import EngineRequest, RequestEnd, RequestOutput
 from tianquan.engine_driver import EngineDriver
 from tianquan.processing.tokenizer import Tokenizer
 from tianquan.request import Completion, FinishReason, TokenLogprob
-from tianquan.text_stream import TextStream
+from tianquan.text_stream import TextStream, stop_watch
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Answer(Iterator[TextPiece]):
         self._logprobs: list[TokenLogprob] = []
         self._arrived: queue.SimpleQueue[RequestOutput | Exception] = queue.SimpleQueue()
         if request.sampling.stop:
-            request = replace(request, is_stopped=_stop_watch(tokenizer, request))
+            request = replace(request, is_stopped=stop_watch(tokenizer, request.sampling.stop))
         self._id = driver.submit(request, self._arrived.put, self._arrived.put)
         self._is_over = False
 
@@ -102,17 +102,6 @@ class Answer(Iterator[TextPiece]):
 
     def __del__(self) -> None:
         self.close()
-
-
-def _stop_watch(tokenizer: Tokenizer, request: EngineRequest) -> Callable[[int], bool]:
-    """Return the engine's question whether a token completes a stop string; it has a stream of its own."""
-    stream = TextStream(tokenizer, request.sampling.stop)
-
-    def is_stopped(token_id: int) -> bool:
-        stream.add(token_id)
-        return stream.stopped
-
-    return is_stopped
 
 
 def last(pieces: Iterator[TextPiece]) -> Completion:

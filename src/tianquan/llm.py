@@ -34,6 +34,8 @@ from tianquan.engine_driver import EngineDriver
 from tianquan.errors import ParameterError, PromptError
 from tianquan.models.omni_model import OmniModel
 from tianquan.processing.messages import MediaSource
+from tianquan.processing.processor import Processor
+from tianquan.processing.tokenizer import Tokenizer
 from tianquan.quantization.recipes import Recipe
 from tianquan.request import (
     Completion,
@@ -67,9 +69,19 @@ class LLM:
         self._compiler: ConstraintCompiler | None = None
 
     @property
-    def tokenizer(self) -> Any:
+    def processor(self) -> Processor:
+        """Makes prompts of messages and media; safe on any thread."""
+        return self.checkpoint.processor
+
+    @property
+    def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer."""
-        return self.checkpoint.processor.tokenizer
+        return self.processor.tokenizer
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """Tokens a prompt and its answer may have together."""
+        return self.driver.engine.max_sequence_tokens
 
     def chat(
         self,
@@ -104,7 +116,7 @@ class LLM:
         sampling = sampling or self.checkpoint.sampling
         check_params(sampling)
         began = time.perf_counter()
-        prompt = self.checkpoint.processor(messages, media, media_root)
+        prompt = self.processor(messages, media, media_root)
         return self.answer(prompt, sampling, preprocess_ms=1000 * (time.perf_counter() - began))
 
     def generate(self, text: str, *, sampling: SamplingParams | None = None) -> Completion:
@@ -125,10 +137,23 @@ class LLM:
         salt: str = "",
         preprocess_ms: float = 0.0,
     ) -> Answer:
-        """Begin to answer a prompt; the pieces come by iterating.
+        """Begin to answer a prompt; the pieces come by iterating. Arguments and errors as for `request`."""
+        request = self.request(prompt, sampling, adapter=adapter, salt=salt, preprocess_ms=preprocess_ms)
+        return Answer(self.driver, request, self.tokenizer)
+
+    def request(
+        self,
+        prompt: Prompt,
+        sampling: SamplingParams,
+        *,
+        adapter: str | None = None,
+        salt: str = "",
+        preprocess_ms: float = 0.0,
+    ) -> EngineRequest:
+        """Return what the engine is asked for one answer: the prompt, the ends of this checkpoint, the compiled form.
 
         Args:
-            prompt: from `checkpoint.processor`.
+            prompt: from `processor`.
             sampling: how tokens are chosen.
             adapter: name of the adapter; see `EngineRequest`.
             salt: keeps what is cached apart from other salts'; see `EngineRequest`.
@@ -141,16 +166,15 @@ class LLM:
         if sampling.n != 1:
             raise ParameterError(f"n is {sampling.n}; several answers come from choices(), one at a time from here")
         check_params(sampling, self.model.config.language.vocab_size)
-        request = EngineRequest(
+        return EngineRequest(
             prompt=prompt,
             sampling=sampling,
             stop_token_ids=frozenset() if sampling.ignore_eos else self.checkpoint.stop_token_ids,
             adapter=adapter,
             salt=salt,
-            constraint=None if sampling.output_format is None else self._compile(sampling.output_format),
+            constraint=None if sampling.output_format is None else self.constraint(sampling.output_format),
             preprocess_ms=preprocess_ms,
         )
-        return Answer(self.driver, request, self.tokenizer)
 
     def choices(
         self,
@@ -166,7 +190,7 @@ class LLM:
         """
         sampling = sampling or self.checkpoint.sampling
         check_params(sampling)
-        prompt = self.checkpoint.processor(messages, media, media_root)
+        prompt = self.processor(messages, media, media_root)
         each = [
             replace(sampling, n=1, seed=None if sampling.seed is None else (sampling.seed + i) % 2**63)
             for i in range(sampling.n)
@@ -210,7 +234,13 @@ class LLM:
             keep_media=keep_media,
         )
 
-    def _compile(self, form: OutputFormat) -> Constraint:
+    def constraint(self, form: OutputFormat) -> Constraint:
+        """Return a fresh constraint to answers of a form.
+
+        Raises:
+            ParameterError: the form is not valid, or no answer meets it.
+            BackendError: llguidance is not installed.
+        """
         if self._compiler is None:  # half a second for a large vocabulary
             tokenizer = self.tokenizer
             self._compiler = ConstraintCompiler(
@@ -263,7 +293,7 @@ class LLM:
         Raises:
             MediaError: the recording cannot be used.
         """
-        processor = self.checkpoint.processor
+        processor = self.processor
         for n, clip in enumerate(processor.load_clips(audio, MediaPolicy(long_audio=long_audio))):
             content = {"text": instruction, "audio": (clip, processor.sample_rate)}
             if n > 0:
@@ -272,7 +302,7 @@ class LLM:
 
     def trace(self, messages: Any, *, media: MediaPolicy | None = None, media_root: Path | None = None) -> Trace:
         """Return the tensors of each stage for a conversation, for comparison with another implementation."""
-        prompt = self.checkpoint.processor(messages, media, media_root)
+        prompt = self.processor(messages, media, media_root)
         room = self.model.config.language.max_position_embeddings
         if len(prompt.token_ids) > room:
             raise PromptError(f"the prompt has {len(prompt.token_ids)} tokens, the context window {room}")

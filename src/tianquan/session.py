@@ -15,7 +15,7 @@ import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +24,9 @@ from tianquan.answer import Answer, TextPiece, last
 from tianquan.errors import ParameterError, PromptError
 from tianquan.processing.audio import prepare_audio
 from tianquan.processing.messages import MediaSource, Message, parse_messages
-from tianquan.processing.processor import LoadedMedia
+from tianquan.processing.processor import LoadedMedia, Processor
 from tianquan.request import AudioInput, Completion, ImageInput, MediaPolicy, Prompt, Role, SamplingParams, WhenFull
 from tianquan.session_file import read_messages, to_json, write_messages
-
-if TYPE_CHECKING:
-    from tianquan.llm import LLM
 
 _MIN_ANSWER = 256  # tokens an answer should have room for before the window counts as full
 _KEEP_SHARE = 0.75  # of the window is filled at most after dropping: dropping each turn would void the prefix each turn
@@ -38,6 +35,24 @@ _SUMMARY_REQUEST = "Summarize our conversation so far in a few sentences. Keep n
 _SUMMARY_TITLE = "Summary of our conversation so far: "
 _SUMMARY_REPLY = "Understood."
 _SUMMARY_SAMPLING = SamplingParams(temperature=0.0, max_tokens=256)
+
+
+class Answerer(Protocol):
+    """What a session needs of a model; `LLM` is one."""
+
+    @property
+    def processor(self) -> Processor:
+        """Makes prompts of messages and media."""
+        ...
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """The window: tokens a prompt and its answer may have together."""
+        ...
+
+    def answer(self, prompt: Prompt, sampling: SamplingParams, *, preprocess_ms: float = 0.0) -> Answer:
+        """Begin to answer a prompt."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -98,7 +113,7 @@ class Session:
 
     def __init__(
         self,
-        llm: LLM,
+        answerer: Answerer,
         *,
         system: str | None,
         sampling: SamplingParams,
@@ -111,7 +126,7 @@ class Session:
             raise ParameterError(f"when_full must be one of {', '.join(get_args(WhenFull))}, got {when_full!r}")
         self.sampling = sampling
         self.num_dropped = 0
-        self._llm = llm
+        self._answerer = answerer
         self._media = media or MediaPolicy()
         self._media_root = media_root
         self._when_full: WhenFull = when_full
@@ -166,7 +181,7 @@ class Session:
         turn = self._make_turn({"role": "user", "content": _vendor_content(text, images, audios)})
         sampling = sampling or self.sampling
         prompt = self._make_room(turn, sampling)
-        answer = self._llm.answer(prompt, sampling, preprocess_ms=1000 * (time.perf_counter() - began))
+        answer = self._answerer.answer(prompt, sampling, preprocess_ms=1000 * (time.perf_counter() - began))
         return self._record(turn, answer)
 
     def _record(self, turn: Turn, answer: Answer) -> Generator[TextPiece, None, None]:
@@ -204,7 +219,7 @@ class Session:
     def fork(self) -> Session:
         """Return a copy that goes its own way; what both have in common is computed once."""
         other = Session(
-            self._llm,
+            self._answerer,
             system=None,
             sampling=self.sampling,
             media=self._media,
@@ -248,7 +263,7 @@ class Session:
     # Prompts ----------------------------------------------------------------------------------------------
     def _make_turn(self, content: dict[str, Any]) -> Turn:
         message = parse_messages([content])[0]
-        processor = self._llm.checkpoint.processor
+        processor = self._answerer.processor
         images = processor.load_media([replace(message, audios=())], self._media, self._media_root).images
         recordings = tuple(
             tuple(processor.load_clips(audio, self._media, self._media_root)) for audio in message.audios
@@ -258,7 +273,7 @@ class Session:
     def _prompt(self, turns: Sequence[Turn], add_generation_prompt: bool = True) -> Prompt:
         turns = [*self._system, *turns]
         waveforms = [clip for turn in turns for recording in turn.recordings for clip in recording]
-        settings = self._llm.checkpoint.processor.settings
+        settings = self._answerer.processor.settings
         if list(map(id, waveforms)) != list(map(id, self._prepared.waveforms)):
             clips = prepare_audio(waveforms, settings.num_mels, settings.max_audio_frames)
             self._prepared = _PreparedAudio(waveforms, clips)
@@ -266,7 +281,7 @@ class Session:
         recordings = tuple(tuple(next(remaining) for _ in recording) for turn in turns for recording in turn.recordings)
         media = LoadedMedia(tuple(image for turn in turns for image in turn.images), recordings)
         messages = [turn.message for turn in turns]
-        return self._llm.checkpoint.processor.assemble(messages, media, add_generation_prompt)
+        return self._answerer.processor.assemble(messages, media, add_generation_prompt)
 
     def budget(self) -> TokenBudget:
         """Return what each turn takes of the window, the system prompt first if there is one."""
@@ -287,7 +302,7 @@ class Session:
     # The window -------------------------------------------------------------------------------------------
     @property
     def _window(self) -> int:
-        return self._llm.driver.engine.max_sequence_tokens
+        return self._answerer.max_sequence_tokens
 
     def _make_room(self, turn: Turn, sampling: SamplingParams) -> Prompt:
         """Return the prompt with a new turn, after the policy has made room if need be."""
@@ -338,7 +353,7 @@ class Session:
         room = self._window - _SUMMARY_SAMPLING.max_tokens
         while len(turns) > 2 and len(self._prompt([*turns, request]).token_ids) > room:
             turns = turns[2:]
-        text = last(self._llm.answer(self._prompt([*turns, request]), _SUMMARY_SAMPLING)).text
+        text = last(self._answerer.answer(self._prompt([*turns, request]), _SUMMARY_SAMPLING)).text
         return [
             self._make_turn({"role": "user", "content": _SUMMARY_TITLE + text}),
             self._make_turn({"role": "assistant", "content": _SUMMARY_REPLY}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tianquan.processing.tokenizer import StreamDecoder, Tokenizer
 
@@ -38,6 +38,17 @@ class TextStream:
         keep = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
+
+
+def stop_watch(tokenizer: Tokenizer, stop: Sequence[str]) -> Callable[[int], bool]:
+    """Return the engine's question whether a token completes a stop string; it has a stream of its own."""
+    stream = TextStream(tokenizer, stop)
+
+    def is_stopped(token_id: int) -> bool:
+        stream.add(token_id)
+        return stream.stopped
+
+    return is_stopped
 
 
 def _overlap(text: str, stop: str) -> int:

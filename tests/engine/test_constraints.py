@@ -64,7 +64,7 @@ def test_a_form_holds_greedily_and_with_drafts(bench):
     compiler_llm = bench.llm
     for speculation in (False, True):
         engine = bench.engine(speculation=speculation)
-        constraint = compiler_llm._compile(OutputFormat(kind="regex", definition="(la ){20}end"))
+        constraint = compiler_llm.constraint(OutputFormat(kind="regex", definition="(la ){20}end"))
         request = bench.request(
             bench.prompt("la la la la la"),
             constraint=constraint,

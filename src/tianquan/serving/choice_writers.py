@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ Choice = dict[str, Any]
 _CALL_START = "<tool_call>"  # see tianquan.tools
 
 
-class ChoiceWriter:
+class ChoiceWriter(ABC):
     """What one route writes.
 
     Args:
@@ -32,21 +33,21 @@ class ChoiceWriter:
         self._tokenizer = tokenizer
         self._has_logprobs = has_logprobs
 
+    @abstractmethod
     def first(self, index: int) -> Choice | None:
         """Return the choice of an answer's first chunk, before any text; None for no such chunk."""
-        raise NotImplementedError
 
+    @abstractmethod
     def piece(self, piece: Piece) -> Choice | None:
         """Return the choice of a chunk with text, if there is any."""
-        raise NotImplementedError
 
+    @abstractmethod
     def end(self, index: int, reason: Reason) -> list[Choice]:
         """Return the choices of an answer's last chunks."""
-        raise NotImplementedError
 
+    @abstractmethod
     def whole(self, index: int, text: str, logprobs: Sequence[TokenLogprob], reason: Reason) -> Choice:
         """Return a choice of a whole response."""
-        raise NotImplementedError
 
 
 class ChatWriter(ChoiceWriter):

@@ -22,7 +22,7 @@ from tianquan.processing.tokenizer import Tokenizer
 from tianquan.request import FinishReason, Prompt, TokenLogprob, Usage
 from tianquan.serving.api_error import ClientGoneError
 from tianquan.serving.metrics import Metrics
-from tianquan.text_stream import TextStream
+from tianquan.text_stream import TextStream, stop_watch
 
 _PING = object()
 _GONE = object()
@@ -204,7 +204,7 @@ class Generation:
 
     def _submit(self, index: int, request: EngineRequest, tokenizer: Tokenizer) -> None:
         if request.sampling.stop:
-            request = replace(request, is_stopped=_stop_watch(tokenizer, request.sampling.stop))
+            request = replace(request, is_stopped=stop_watch(tokenizer, request.sampling.stop))
 
         def arrive(output: RequestOutput | Exception) -> None:
             self._mailroom.put(self._inbox, _Arrival(index, output, time.monotonic()))
@@ -324,14 +324,3 @@ class Generation:
 def _finish_reason(end: RequestEnd) -> FinishReason:
     assert end.reason != "error"
     return end.reason
-
-
-def _stop_watch(tokenizer: Tokenizer, stop: Sequence[str]) -> Callable[[int], bool]:
-    """Return the engine's question whether a token completes a stop string; it has a stream of its own."""
-    stream = TextStream(tokenizer, stop)
-
-    def is_stopped(token_id: int) -> bool:
-        stream.add(token_id)
-        return stream.stopped
-
-    return is_stopped

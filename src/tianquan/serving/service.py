@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from tianquan.engine.interface import EngineRequest
@@ -94,7 +95,7 @@ class Service:
     @property
     def max_model_len(self) -> int:
         """Most tokens of a prompt and its answer."""
-        limit = self.llm.driver.engine.max_sequence_tokens
+        limit = self.llm.max_sequence_tokens
         return limit if self.config.max_model_len is None else min(limit, self.config.max_model_len)
 
     def check_model(self, name: str | None) -> None:
@@ -132,7 +133,7 @@ class Service:
 
     def chat_prompt(self, messages: list[dict[str, Any]], policy: MediaPolicy | None = None) -> Prompt:
         """Return the prompt of a conversation; all media must be bytes."""
-        return self.llm.checkpoint.processor(messages, policy or self.config.media_policy)
+        return self.llm.processor(messages, policy or self.config.media_policy)
 
     # Answers ----------------------------------------------------------------------------------------------
     async def generate(
@@ -186,16 +187,8 @@ class Service:
         )
 
     async def _request(self, item: Prepared, params: SamplingParams, salt: str) -> EngineRequest:
-        llm = self.llm
-        form = params.output_format
-        return EngineRequest(
-            prompt=item.prompt,
-            sampling=params,
-            stop_token_ids=frozenset() if params.ignore_eos else llm.checkpoint.stop_token_ids,
-            salt=salt,
-            constraint=None if form is None else await self.on_thread(llm._compile, form),
-            preprocess_ms=item.preprocess_ms,
-        )
+        make = partial(self.llm.request, item.prompt, params, salt=salt, preprocess_ms=item.preprocess_ms)
+        return make() if params.output_format is None else await self.on_thread(make)  # a form is compiled
 
     def close(self) -> None:
         """Stop the threads; what waits is dropped."""

@@ -73,7 +73,7 @@ def _parse(fields: dict[str, str]) -> protocol.TranscriptionRequest:
 
 def _clips(service: Service, content: bytes) -> list[Clip]:
     policy = replace(service.config.media_policy, long_audio="chunk")
-    return service.llm.checkpoint.processor.load_clips(content, policy, label="file")
+    return service.llm.processor.load_clips(content, policy, label="file")
 
 
 class _Transcription:
@@ -151,7 +151,7 @@ class _Transcription:
             instruction += f" The speech is in {_LANGUAGES[self._body.language]}."
         if self._body.prompt:
             instruction += "\n" + self._body.prompt
-        audio = (clip, self._service.llm.checkpoint.processor.sample_rate)
+        audio = (clip, self._service.llm.processor.sample_rate)
         content = {"text": instruction, "audio": audio}
         return self._service.chat_prompt([{"role": "user", "content": content}])
 
@@ -175,7 +175,7 @@ class _Transcription:
         }
 
     def _duration(self) -> float:
-        rate = self._service.llm.checkpoint.processor.sample_rate
+        rate = self._service.llm.processor.sample_rate
         return round(sum(len(clip) for clip in self._clips) / rate, 3)
 
     def _language(self) -> str:

@@ -1,0 +1,111 @@
+"""`vllm serve` and OpenAI's client: a picture and a sound in one request, streamed, and an error."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import openai
+import pytest
+
+from vllm_plugin.conftest import SETTINGS, data_url
+
+CASES = Path(__file__).parents[1] / "conformance" / "cases"
+
+
+def free_port() -> int:
+    with contextlib.closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def client(checkpoint_folder, tmp_path_factory):
+    port = free_port()
+    options = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny", "--max-model-len", "1024"]
+    options += ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "4"]
+    vllm = Path(sys.executable).with_name("vllm")
+    log = tmp_path_factory.mktemp("vllm") / "log"
+    with log.open("w") as output:
+        server = subprocess.Popen(
+            [vllm, "serve", checkpoint_folder, *options],
+            env={**os.environ, **SETTINGS, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        for _ in range(300):
+            if server.poll() is not None:
+                pytest.fail(log.read_text()[-4000:])
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
+                break
+            time.sleep(1)
+        else:
+            pytest.fail("the server did not start in 300 s\n" + log.read_text()[-4000:])
+        yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+    finally:
+        os.killpg(server.pid, signal.SIGINT)
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+
+
+def request(media_root: Path) -> dict:
+    sound = base64.b64encode((media_root / "sample_16k.wav").read_bytes()).decode()
+    return {
+        "model": "tiny",
+        "messages": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "Answer the spoken question about the image."},
+                    {"type": "image_url", "image_url": {"url": data_url(media_root / "shapes_640x480.png")}},
+                    {"type": "input_audio", "input_audio": {"data": sound, "format": "wav"}},
+                ],
+            }
+        ],
+        "temperature": 0.0,
+        "max_tokens": 12,
+        "extra_body": {"ignore_eos": True, "return_token_ids": True},
+    }
+
+
+def test_a_picture_and_a_sound(client, media_root):
+    expected = json.loads((CASES / "image_audio_text.json").read_text())
+    completion = client.chat.completions.create(**request(media_root))
+    assert completion.prompt_token_ids == expected["prompt_token_ids"]
+    assert completion.choices[0].token_ids == expected["greedy_token_ids"]
+    assert completion.usage.prompt_tokens == expected["num_prompt_tokens"]
+    streamed = client.chat.completions.create(**request(media_root), stream=True)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in streamed if chunk.choices)
+    assert text == completion.choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"extra_body": {"mm_processor_kwargs": {"max_slice_nums": 2}}},
+            "expected max_slices, max_image_tokens or long_audio",
+        ),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]},
+            "`tianquan serve` has tools",
+        ),
+    ],
+)
+def test_errors_say_what_to_do(client, media_root, options, message):
+    body = {**request(media_root), "tool_choice": openai.omit, **options}
+    with pytest.raises(openai.BadRequestError, match=message):
+        client.chat.completions.create(**body)

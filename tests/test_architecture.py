@@ -37,6 +37,7 @@ LAYERS = {
     "scaling": 6,
     "export": 5,
     "verification": 6,
+    "vllm_plugin": 6,
     "training": 5,
     "cli": 7,
     "__main__": 7,
@@ -101,9 +102,9 @@ def test_no_import_circles():
 
 
 def test_torch_has_one_border():
-    """The torch backend and training are torch; the benchmark's baseline runs the original on it, in one function."""
+    """Training and vLLM's encoders are torch beside the backend; the benchmark's baseline runs the original on it."""
     users = {str(path.relative_to(PACKAGE)) for path in MODULES if "torch" in imported_modules(path)}
-    assert {name for name in users if not name.startswith("training/")} == {
+    assert {name for name in users if not name.startswith(("training/", "vllm_plugin/"))} == {
         "backends/torch.py",
         "benchmark/baselines.py",
     }
@@ -150,6 +151,10 @@ def test_import_is_light():
 NEED_TORCH = {
     f"tianquan.training.{name}" for name in ("adapters", "finetune", "module_tree", "objective", "state", "trainer")
 }
+NEED_VLLM = {
+    f"tianquan.vllm_plugin.{name}"
+    for name in ("hf_config", "media_processor", "model", "model_folder", "renderer", "tokenizer", "towers")
+}
 NEED_GGUF = {f"tianquan.export.{name}" for name in ("gguf_file", "gguf_vocabulary")}
 NEED_RAY = {f"tianquan.scaling.{name}" for name in ("batch_pipeline", "cluster", "front", "replica")}
 
@@ -157,7 +162,7 @@ NEED_RAY = {f"tianquan.scaling.{name}" for name in ("batch_pipeline", "cluster",
 def test_torch_is_never_needed():
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        f"left_out = {sorted(NEED_TORCH | NEED_RAY | NEED_GGUF)}\n"
+        f"left_out = {sorted(NEED_TORCH | NEED_VLLM | NEED_RAY | NEED_GGUF)}\n"
         "import pkgutil, importlib, tianquan\n"
         "for m in pkgutil.walk_packages(tianquan.__path__, 'tianquan.'):\n"
         "    if not m.name.endswith(('__main__', '_kernels', '.torch', *left_out)): importlib.import_module(m.name)"

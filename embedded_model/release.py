@@ -1,16 +1,19 @@
 """Turn the last state of a stage into the checkpoint that is shipped, float16 in the official layout.
 
-python -m embedded_model.release FOLDER --stage finish OUTPUT
+python -m embedded_model.release FOLDER OUTPUT --stage finish
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
 from embedded_model.train import STAGES, load_stage_weights, load_tree
 from tianquan.checkpoint.dense_folder import save_dense
+
+CARD = Path(__file__).parent / "card.md"
 
 
 def release(folder: Path, stage: str, output: Path) -> int:
@@ -21,6 +24,11 @@ def release(folder: Path, stage: str, output: Path) -> int:
     if made.exists():
         shutil.rmtree(made)
     save_dense(checkpoint.folder, checkpoint.config, tree, "float16", made)
+    processor = json.loads((made / "preprocessor_config.json").read_text(encoding="utf-8"))
+    processor["max_slice_nums"] = STAGES[stage].max_slices
+    (made / "preprocessor_config.json").write_text(json.dumps(processor, indent=1) + "\n", encoding="utf-8")
+    (made / "generation_config.json").write_text(json.dumps({"do_sample": False}) + "\n", encoding="utf-8")
+    shutil.copyfile(CARD, made / "README.md")
     if output.exists():
         shutil.rmtree(output)
     made.rename(output)

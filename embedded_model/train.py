@@ -81,6 +81,24 @@ MUON = TrainingPlan(
     weight_decay=0.02,
     precision="bfloat16",
 )
+# Once colours and transcripts come, the questions of where and how many are asked more often.
+COUNTING = {
+    **SEEING,
+    "colour": 4,
+    "shape": 5,
+    "colour_shape": 5,
+    "describe": 10,
+    "count": 18,
+    "exists": 8,
+    "position": 9,
+    "compare": 5,
+    "relation": 5,
+    "read_digits": 20,
+    "read_text": 4,
+    "transcribe": 12,
+    "spoken_digits": 5,
+    "spoken_question": 14,
+}
 STAGES: dict[str, Stage] = {
     "towers": Stage(
         plan=replace(MUON, optimizer="adamw", num_steps=900, warmup_steps=200, seed=1),
@@ -101,8 +119,17 @@ STAGES: dict[str, Stage] = {
         plan=replace(MUON, warmup_steps=30, seed=3),
         batch_size=96,
         after="answers",
-        weights=SEEING,
+        weights=COUNTING,
         dense_share=0.5,
+        max_side=448,
+        max_slices=1,
+    ),
+    "finish": Stage(
+        plan=replace(MUON, num_steps=400, schedule="linear", warmup_steps=20, seed=4),
+        batch_size=96,
+        after="grounded",
+        weights=COUNTING,
+        dense_share=0.25,
         max_side=448,
         max_slices=1,
     ),

@@ -133,12 +133,11 @@ class LLM:
         prompt: Prompt,
         sampling: SamplingParams,
         *,
-        adapter: str | None = None,
         salt: str = "",
         preprocess_ms: float = 0.0,
     ) -> Answer:
         """Begin to answer a prompt; the pieces come by iterating. Arguments and errors as for `request`."""
-        request = self.request(prompt, sampling, adapter=adapter, salt=salt, preprocess_ms=preprocess_ms)
+        request = self.request(prompt, sampling, salt=salt, preprocess_ms=preprocess_ms)
         return Answer(self.driver, request, self.tokenizer)
 
     def request(
@@ -146,7 +145,6 @@ class LLM:
         prompt: Prompt,
         sampling: SamplingParams,
         *,
-        adapter: str | None = None,
         salt: str = "",
         preprocess_ms: float = 0.0,
     ) -> EngineRequest:
@@ -155,7 +153,6 @@ class LLM:
         Args:
             prompt: from `processor`.
             sampling: how tokens are chosen.
-            adapter: name of the adapter; see `EngineRequest`.
             salt: keeps what is cached apart from other salts'; see `EngineRequest`.
             preprocess_ms: what making the prompt took, for the timings.
 
@@ -170,7 +167,6 @@ class LLM:
             prompt=prompt,
             sampling=sampling,
             stop_token_ids=frozenset() if sampling.ignore_eos else self.checkpoint.stop_token_ids,
-            adapter=adapter,
             salt=salt,
             constraint=None if sampling.output_format is None else self.constraint(sampling.output_format),
             preprocess_ms=preprocess_ms,

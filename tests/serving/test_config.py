@@ -84,6 +84,7 @@ def test_names_of_models(tmp_path):
         (["{model}", "--api-key-file", "/nowhere/key"], "key file"),
         (["/nowhere/model", "--port", "0"], "model"),
         (["{model}", "--port", "99999"], "port"),
+        (["{model}", "--adapter", "a=x", "--adapter", "b=y"], "a server for each"),
     ],
 )
 def test_the_command_refuses_in_one_line(checkpoint_folder, arguments, word):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tianquan.cli import options
-from tianquan.errors import BackendError
+from tianquan.errors import BackendError, ParameterError
 
 if TYPE_CHECKING:
     from tianquan.llm import LLM
@@ -20,6 +20,15 @@ List = list[str] | None
 
 def _flag(text: str) -> Any:
     return typer.Option(help=text, show_default=False)
+
+
+def _only(adapters: List) -> str | None:
+    """Return the one adapter; the option may be repeated only so that nobody's first one is dropped in silence."""
+    if adapters and len(adapters) > 1:
+        raise ParameterError(
+            f"{len(adapters)} adapters are given; a server adds one to its weights: run a server for each of them"
+        )
+    return adapters[0] if adapters else None
 
 
 def serve(
@@ -35,7 +44,7 @@ def serve(
     max_queue: Annotated[Number, _flag("Requests that wait beyond those; more get 429; 64 by default.")] = None,
     max_model_len: Annotated[Number, _flag("Most tokens of a prompt and its answer.")] = None,
     max_tokens: Annotated[Number, _flag("Of answers whose request does not say; 1024 by default.")] = None,
-    adapter: Annotated[str | None, _flag("NAME=FOLDER of a LoRA adapter; the model is called NAME then.")] = None,
+    adapter: Annotated[List, _flag("NAME=FOLDER of one LoRA adapter; the model is called NAME then.")] = None,
     kv_cache_bytes: options.KVCacheBytes = None,
     max_memory: options.MaxMemory = None,
     kv_format: options.KVFormatOption = None,
@@ -62,7 +71,7 @@ def serve(
     revision: options.Revision = None,
 ) -> None:
     """Serve the model to OpenAI clients and browsers."""
-    flags = {**locals(), "insecure": insecure or None}
+    flags = {**locals(), "insecure": insecure or None, "adapter": _only(adapter)}
     from tianquan.serving.config import make_config
 
     file = flags.pop("config")

@@ -6,18 +6,20 @@ The features are those of the same forward pass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from embedded_model.blueprint import PATCH_SIZE
 from embedded_model.samples import Sample
 from embedded_model.speech import ClipBank
 from embedded_model.towers import DenseHeads, Targets, join_targets, picture_targets, sound_targets, tokens_of
-from tianquan.models.omni_model import OmniModel
+from tianquan.models.omni_model import OmniModel, frames_of
 from tianquan.processing.image import patchify
 from tianquan.request import AudioInput, ImageInput
 from tianquan.training.examples import Example
@@ -36,7 +38,8 @@ class GroundedExample(Example):
 def ground(example: Example, sample: Sample, bank: ClipBank) -> GroundedExample:
     """Return the example with what the generator knows of its media."""
     patches = []
-    for image, picture in zip(example.prompt.images, sample.pictures, strict=True):
+    pictures = [image for image in example.prompt.images if not image.num_video_frames]  # films have no labels
+    for image, picture in zip(pictures, sample.pictures, strict=True):
         width, height = picture.image.size
         overview, *slices = image.slices
         patches.append(picture_targets(picture.labels, *_grid(overview)))
@@ -51,6 +54,16 @@ def ground(example: Example, sample: Sample, bank: ClipBank) -> GroundedExample:
         patches=tuple(patches),
         tokens=tuple(sound_targets(sound, bank, clip.num_tokens) for clip, sound in clips),
     )
+
+
+def _patches_of_pictures(images: Sequence[ImageInput]) -> Tensor:
+    """Return which patches (P,) belong to pictures; the frames of films have no labels."""
+    rows = [
+        np.full(math.prod(_grid(frame)), image.num_video_frames == 0)
+        for image in images
+        for frame in frames_of([image])
+    ]
+    return torch.from_numpy(np.concatenate(rows))
 
 
 def _grid(pixels: npt.NDArray[np.uint8]) -> tuple[int, int]:
@@ -95,11 +108,13 @@ class GroundedObjective(AnswerObjective):
     def encode_images(self, images: Sequence[ImageInput]) -> Tensor:
         """See `AnswerObjective.encode_images`."""
         encoder, resampler = self._model.load_vision()
-        slices = [pixels for image in images for pixels in image.slices]
+        slices = frames_of(images)
         grids = [_grid(pixels) for pixels in slices]
         features: Tensor = encoder([patchify(pixels, PATCH_SIZE) for pixels in slices], grids)
-        self._patch_features = features
-        return resampler(features, grids).flatten(0, 1)
+        of_pictures = _patches_of_pictures(images)
+        if of_pictures.any():
+            self._patch_features = features if of_pictures.all() else features[of_pictures]
+        return self._model.join_frames(resampler(features, grids), images).flatten(0, 1)
 
     def encode_clips(self, clips: Sequence[AudioInput]) -> Tensor:
         """See `AnswerObjective.encode_clips`."""

@@ -177,11 +177,10 @@ def draw_scene(scene: Scene, rng: random.Random, noise: np.random.Generator) -> 
     factor = 1 if rng.random() < 0.25 else 2  # 1: hard edges, as ImageDraw leaves them
     if factor > 1:
         image = image.resize((scene.size[0] * factor, scene.size[1] * factor), Image.Resampling.NEAREST)
-    canvas = ImageDraw.Draw(image)
+    paint(image, scene.objects, factor)
     index = Image.new("L", scene.size)
     mask = ImageDraw.Draw(index)
     for n, thing in enumerate(scene.objects):
-        _draw_object(canvas, thing, factor)
         _draw_shape(mask, thing, 1, n + 1)
     if factor > 1:
         image = image.reduce(factor)
@@ -192,6 +191,13 @@ def draw_scene(scene: Scene, rng: random.Random, noise: np.random.Generator) -> 
         centres=tuple((thing.x, thing.y) for thing in scene.objects),
     )
     return Picture(image=degrade(image, rng, noise), labels=labels, scene=scene)
+
+
+def paint(image: Image.Image, objects: Sequence[Object], factor: int) -> None:
+    """Draw objects onto an image that is `factor` times as large as their canvas."""
+    canvas = ImageDraw.Draw(image)
+    for thing in objects:
+        _draw_object(canvas, thing, factor)
 
 
 def _draw_object(canvas: ImageDraw.ImageDraw, thing: Object, factor: int) -> None:

@@ -46,6 +46,10 @@ SPOKEN_DIGITS: dict[Language, tuple[str, ...]] = {
         "写出语音里的数字。",
     ),
 }
+SAID_IN_FILM: dict[Language, tuple[str, ...]] = {
+    "en": ("What is said in the video?", "What do you hear in the clip?", "Write down what is said in the video."),
+    "zh": ("视频里说了什么？", "你在视频里听到了什么？", "写下视频中说的话。"),
+}
 ANSWER_SPOKEN: dict[Language, tuple[str, ...]] = {
     "en": ("Answer the question.", "Answer the spoken question.", "Please answer the question in the audio."),
     "zh": ("回答问题。", "请回答语音中的问题。", "回答语音里的问题。"),

@@ -42,6 +42,11 @@ WEIGHTS: dict[str, float] = {
     "spoken_question": 10,
     "spoken_chat": 3,
     "text": 3,
+    "film_direction": 0,  # of a later stage
+    "film_order": 0,
+    "film_colour": 0,
+    "film_bounces": 0,
+    "film_speech": 0,
 }
 DENSE_TEXT_SHARE = 0.35  # of the pictures for dense pre-training; half of them digits
 

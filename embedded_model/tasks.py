@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from embedded_model import acoustics, asks, colours, prompts, shapes, small_talk, wordings
 from embedded_model.asks import Ask, AskKind, Language
+from embedded_model.films import FILM_KINDS, Film, FilmKind, draw_film
 from embedded_model.fonts import Split
 from embedded_model.pictures import Picture, Scene, Wanted, draw_scene, plan_scene, sample_size
 from embedded_model.scene_plans import ZONES, scene_for
@@ -55,7 +56,12 @@ class Draft:
     asks: list[Ask] = field(default_factory=list)  # about the one scene, a turn each
 
     def ask(
-        self, text: str | None, reply: str, pictures: tuple[Picture, ...] = (), sound: Sound | None = None
+        self,
+        text: str | None,
+        reply: str,
+        pictures: tuple[Picture, ...] = (),
+        sound: Sound | None = None,
+        film: Film | None = None,
     ) -> Draft:
         """Add a question with its media, and the reply."""
         content: dict[str, Any] = {} if text is None else {"text": text}
@@ -66,6 +72,8 @@ class Draft:
         if sound is not None:
             content["audio"] = (sound.samples, acoustics.SAMPLE_RATE)
             self.sounds.append(sound)
+        if film is not None:
+            content["video"] = (film.frames, film.rate)
         self.conversation.append({"role": "user", "content": content})
         self.conversation.append({"role": "assistant", "content": {"text": reply}})
         return self
@@ -266,6 +274,24 @@ def spoken_chat(studio: Studio, language: Language) -> Draft:
     return Draft().ask(text, clip.phrase.reply, sound=studio.sound(clip))
 
 
+# Films ------------------------------------------------------------------------------------------------------
+def watch(studio: Studio, language: Language, kind: FilmKind) -> Draft:
+    """One question about what happens in a film."""
+    film = draw_film(kind, language, studio.rng, studio.noise)
+    return Draft().ask(film.question, film.reply, film=film)
+
+
+def film_speech(studio: Studio, language: Language) -> Draft:
+    """A film with a word spoken meanwhile: what is said, or what happens."""
+    rng = studio.rng
+    film = draw_film(rng.choice(FILM_KINDS), language, rng, studio.noise)
+    clip = studio.bank().sample_clip(language, ("digits", "name", "command"), rng)
+    sound = studio.sound(clip)
+    if rng.random() < 0.3:
+        return Draft().ask(film.question, film.reply, sound=sound, film=film)
+    return Draft().ask(rng.choice(prompts.SAID_IN_FILM[language]), clip.phrase.text, sound=sound, film=film)
+
+
 # Text -------------------------------------------------------------------------------------------------------
 def text(studio: Studio, language: Language) -> Draft:
     """Small talk, written; now and then two exchanges."""
@@ -300,5 +326,10 @@ TASKS: dict[str, Task] = {
     "spoken_question": spoken_question,
     "spoken_chat": spoken_chat,
     "text": text,
+    "film_direction": partial(watch, kind="direction"),
+    "film_order": partial(watch, kind="order"),
+    "film_colour": partial(watch, kind="colour_change"),
+    "film_bounces": partial(watch, kind="bounces"),
+    "film_speech": film_speech,
 }
-SPEECH_TASKS = frozenset({"transcribe", "spoken_digits", "spoken_question", "spoken_chat"})
+SPEECH_TASKS = frozenset({"transcribe", "spoken_digits", "spoken_question", "spoken_chat", "film_speech"})

@@ -11,6 +11,9 @@ import itertools
 import threading
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from tianquan.backends.kv_cache import KVCache, SequenceBatch
 from tianquan.backends.ops import Array, Ops
 from tianquan.config import ModelConfig
@@ -59,13 +62,17 @@ class OmniModel:
         """
         encoder, resampler = self.load_vision()
         size = self.config.vision.patch_size
-        slices = [pixels for image in images for pixels in image.slices]
-        frames = [frame for pixels in slices for frame in (pixels if pixels.ndim == 4 else pixels[None])]
+        frames = frames_of(images)
         grids = [(pixels.shape[0] // size, pixels.shape[1] // size) for pixels in frames]
         features = resampler(encoder([patchify(pixels, size) for pixels in frames], grids), grids)
-        if len(frames) == len(slices):
+        return self.join_frames(features, images)
+
+    def join_frames(self, features: Array, images: Sequence[ImageInput]) -> Array:
+        """Return features (S, Q, C) of slices for those of `frames_of(images)`: the mean where several share tokens."""
+        counts = [len(pixels) if pixels.ndim == 4 else 1 for image in images for pixels in image.slices]
+        if len(features) == len(counts):
             return features
-        ends = segment_offsets([len(pixels) if pixels.ndim == 4 else 1 for pixels in slices]).tolist()
+        ends = segment_offsets(counts).tolist()
         return self.ops.concatenate([features[a:b].mean(0)[None] for a, b in itertools.pairwise(ends)])
 
     def encode_audios(self, clips: Sequence[AudioInput]) -> list[Array]:
@@ -94,3 +101,9 @@ class OmniModel:
     def forward(self, hidden: Array, cache: KVCache, batch: SequenceBatch, all_rows: bool = False) -> Array:
         """Return logits of the last new token of each sequence, or of every token; see `LanguageModel.forward`."""
         return self.language_model.forward(hidden, cache, batch, "all" if all_rows else "last")
+
+
+def frames_of(images: Sequence[ImageInput]) -> list[npt.NDArray[np.uint8]]:
+    """Return all slices (height, width, 3) that the encoder sees, the frames of a slice of several one by one."""
+    slices = [pixels for image in images for pixels in image.slices]
+    return [frame for pixels in slices for frame in (pixels if pixels.ndim == 4 else pixels[None])]

@@ -1,7 +1,7 @@
 """Training records: conversations in a JSON-lines file, each checked, each error naming its line.
 
 Two forms, one per line:
-- the vendor's: {"conversations": [{"role", "content": string or {"text", "image", "audio"}}, ...]}
+- the vendor's: {"conversations": [{"role", "content": string or {"text", "image", "audio", "video"}}, ...]}
 - OpenAI's:     {"messages": [{"role", "content"}, ...]}
 Further keys of a record (`task`, `language`, `id`, ...) are kept for statistics and evaluation.
 """
@@ -72,7 +72,7 @@ def _check_roles(turns: tuple[Message, ...], source: str) -> None:
     for turn in talk[1::2]:
         if not turn.text:
             raise RecordError(f"{source}: an assistant turn has no text to learn")
-        if turn.images or turn.audios:
+        if turn.images or turn.audios or turn.videos:
             raise RecordError(f"{source}: an assistant turn cannot hold media")
 
 

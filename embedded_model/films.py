@@ -1,0 +1,206 @@
+"""Draw films: a few small frames in which one thing happens, and the question that asks about it.
+
+Kinds: a shape moves left, right, up or down; two or three shapes appear or disappear one after the other; a shape
+changes its colour; a shape bounces on the ground one to four times. The ground, the objects' exact colours and the
+faults of the camera are the same in all frames of a film.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw
+
+from embedded_model import asks, backgrounds, colours, shapes
+from embedded_model.asks import Language
+from embedded_model.pictures import Object, Scene, Wanted, degrade, paint, plan_scene
+
+SIDE = 112  # pixels
+NUM_FRAMES = (4, 8)
+RATES = (1.0, 2.0, 4.0)  # frames a second
+MAX_BOUNCES = 4
+
+FilmKind = Literal["direction", "order", "colour_change", "bounces"]
+FILM_KINDS: tuple[FilmKind, ...] = get_args(FilmKind)
+Direction = Literal["left", "right", "up", "down"]
+_STEPS: dict[Direction, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+_DIRECTIONS: dict[Language, dict[Direction, str]] = {
+    "en": {direction: direction for direction in _STEPS},
+    "zh": {"left": "向左", "right": "向右", "up": "向上", "down": "向下"},
+}
+_QUESTIONS: dict[str, dict[Language, tuple[str, ...]]] = {
+    "direction": {
+        "en": (
+            *("Which way does the {shape} move?", "In which direction does the {shape} move?", "Where is it moving?"),
+            *("Which direction does the {colour} {shape} go?", "Does the {shape} move left, right, up or down?"),
+        ),
+        "zh": (
+            *("{shape}向哪个方向移动？", "{shape}往哪边动？", "它朝哪个方向移动？", "{colour}的{shape}向哪里移动？"),
+            "视频里的{shape}往哪个方向走？",
+        ),
+    },
+    "appear_first": {
+        "en": ("What appears first?", "Which shape appears first?", "What is the first thing to appear?"),
+        "zh": ("什么先出现？", "哪个图形最先出现？", "最先出现的是什么？"),
+    },
+    "appear_last": {
+        "en": ("What appears last?", "Which shape appears last?", "What is the last thing to appear?"),
+        "zh": ("什么最后出现？", "哪个图形最后出现？", "最后出现的是什么？"),
+    },
+    "disappear_first": {
+        "en": ("What disappears first?", "Which shape disappears first?", "What is the first thing to go away?"),
+        "zh": ("什么先消失？", "哪个图形最先消失？", "最先消失的是什么？"),
+    },
+    "disappear_last": {
+        "en": ("What disappears last?", "Which shape disappears last?", "What is the last thing to go away?"),
+        "zh": ("什么最后消失？", "哪个图形最后消失？", "最后消失的是什么？"),
+    },
+    "colour_after": {
+        "en": (
+            "What color does the {shape} turn?",
+            "What color is the {shape} at the end?",
+            "It changes to what color?",
+        ),
+        "zh": ("{shape}变成了什么颜色？", "最后{shape}是什么颜色？", "它变成了什么颜色？"),
+    },
+    "colour_before": {
+        "en": ("What color is the {shape} at first?", "What color was the {shape} before it changed?"),
+        "zh": ("{shape}一开始是什么颜色？", "{shape}变色之前是什么颜色？"),
+    },
+    "bounces": {
+        "en": (
+            *("How many times does the {shape} bounce?", "How often does it bounce?", "Count the bounces."),
+            "How many times does the {shape} hit the ground?",
+        ),
+        "zh": ("{shape}弹了几次？", "它弹跳了几次？", "{shape}碰到地面几次？", "数一数弹跳的次数。"),
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Film:
+    """A film with its question and the one short answer."""
+
+    frames: npt.NDArray[np.uint8]  # (F, 112, 112, 3)
+    rate: float  # frames a second
+    question: str
+    reply: str
+
+
+def draw_film(kind: FilmKind, language: Language, rng: random.Random, noise: np.random.Generator) -> Film:
+    """Plan and draw a film of a kind, and ask about it."""
+    return {"direction": _direction, "order": _order, "colour_change": _colour_change, "bounces": _bounces}[kind](
+        language, rng, noise
+    )
+
+
+def _direction(language: Language, rng: random.Random, noise: np.random.Generator) -> Film:
+    direction: Direction = rng.choice(tuple(_STEPS))
+    (across, down), count = _STEPS[direction], rng.randint(*NUM_FRAMES)
+    radius = rng.uniform(0.1, 0.2)
+    reach = rng.uniform(0.3, 0.5 - radius)  # from the middle, a share of the side
+    lane = rng.uniform(radius, 1 - radius)
+    still = [_thing(rng, place=_beside(lane, across != 0, rng), radius=0.09)] if rng.random() < 0.4 else []
+    scene = plan_scene([_thing(rng, radius=radius), *still], (SIDE, SIDE), rng)
+    mover = scene.objects[0]
+    frames = []
+    for n in range(count):
+        share = 0.5 + (2 * n / (count - 1) - 1) * reach * (across + down)
+        x, y = (share, lane) if across else (lane, share)
+        frames.append([*scene.objects[1:], replace(mover, x=x * SIDE, y=y * SIDE)])
+    return _film("direction", scene, frames, mover, _DIRECTIONS[language][direction], language, rng, noise)
+
+
+def _order(language: Language, rng: random.Random, noise: np.random.Generator) -> Film:
+    number, count = rng.choice((2, 2, 3)), rng.randint(*NUM_FRAMES)
+    names = zip(rng.sample(shapes.SHAPE_NAMES, number), rng.sample(colours.COLOUR_NAMES, number), strict=True)
+    scene = plan_scene([Wanted(shape=s, colour=c, radius=0.16) for s, c in names], (SIDE, SIDE), rng)
+    moments = sorted(rng.sample(range(1, count), number))  # from the second frame on: before it, nothing has happened
+    kind = rng.choice(("appear", "disappear"))
+    ordered = list(zip(scene.objects, moments, strict=True))
+    frames = [[thing for thing, at in ordered if (n >= at) == (kind == "appear")] for n in range(count)]
+    end = rng.choice(("first", "last"))
+    thing = scene.objects[0 if end == "first" else -1]
+    reply = asks.both_words(thing.colour, thing.shape, language)
+    return _film(f"{kind}_{end}", scene, frames, thing, reply, language, rng, noise)
+
+
+def _colour_change(language: Language, rng: random.Random, noise: np.random.Generator) -> Film:
+    count = rng.randint(*NUM_FRAMES)
+    others = [_thing(rng, radius=0.1)] if rng.random() < 0.3 else []
+    scene = plan_scene([_thing(rng, radius=rng.uniform(0.14, 0.3)), *others], (SIDE, SIDE), rng)
+    before = scene.objects[0]
+    new = rng.choice([name for name in colours.COLOUR_NAMES if name != before.colour])
+    after = replace(before, colour=new, rgb=colours.sample_rgb(colours.BY_NAME[new], rng), stroke=(0, 0, 0))
+    after = replace(after, stroke_width=max(1.0, before.stroke_width))
+    at = rng.randint(1, count - 1)
+    frames = [[*scene.objects[1:], after if n >= at else before] for n in range(count)]
+    kind, colour = ("colour_after", new) if rng.random() < 0.7 else ("colour_before", before.colour)
+    return _film(kind, scene, frames, before, asks.colour_word(colour, language), language, rng, noise)
+
+
+def _bounces(language: Language, rng: random.Random, noise: np.random.Generator) -> Film:
+    bounces = rng.randint(1, MAX_BOUNCES)
+    count = rng.randint(max(NUM_FRAMES[0], 2 * bounces), NUM_FRAMES[1])
+    radius = rng.uniform(0.09, 0.15)
+    scene = plan_scene([_thing(rng, radius=radius)], (SIDE, SIDE), rng)
+    ball = scene.objects[0]
+    ground = rng.uniform(0.84, 0.92)
+    # Frames on the ground have one in the air before and between them, so that each contact is one bounce.
+    slack = rng.sample(range(count - 2 * bounces + bounces), bounces)
+    contacts = {1 + n + at for n, at in enumerate(sorted(slack))}
+    start, stop = rng.sample((radius, 1 - radius), 2)
+    frames = []
+    for n in range(count):
+        height = 0.0 if n in contacts else rng.uniform(0.3, ground - 2 * radius)
+        x = start + (stop - start) * n / (count - 1)
+        frames.append([replace(ball, x=x * SIDE, y=(ground - radius - height) * SIDE)])
+    return _film("bounces", scene, frames, ball, str(bounces), language, rng, noise, ground=ground)
+
+
+# Drawing ----------------------------------------------------------------------------------------------------
+def _film(
+    kind: str,
+    scene: Scene,
+    frames: Sequence[Sequence[Object]],
+    asked: Object,
+    reply: str,
+    language: Language,
+    rng: random.Random,
+    noise: np.random.Generator,
+    ground: float | None = None,
+) -> Film:
+    """Draw all frames over one background, and put the question."""
+    background = backgrounds.draw_background(scene.size, scene.base, rng, noise)
+    if ground is not None:
+        line = (0, 0, 0) if sum(scene.base) > 384 else (255, 255, 255)
+        ImageDraw.Draw(background).rectangle((0, round(ground * SIDE), SIDE, round(ground * SIDE) + 2), fill=line)
+    factor, faults = rng.choice((1, 2, 2)), rng.getrandbits(32)
+    drawn = []
+    for objects in frames:
+        image = background.resize((SIDE * factor, SIDE * factor), Image.Resampling.NEAREST)
+        paint(image, objects, factor)
+        image = image.reduce(factor) if factor > 1 else image
+        drawn.append(np.asarray(degrade(image, random.Random(faults), noise).convert("RGB")))
+    question = rng.choice(_QUESTIONS[kind][language]).format(
+        shape=asks.shape_word(asked.shape, language), colour=asks.colour_word(asked.colour, language)
+    )
+    return Film(frames=np.stack(drawn), rate=rng.choice(RATES), question=question, reply=reply)
+
+
+def _thing(rng: random.Random, place: tuple[float, float] | None = None, radius: float | None = None) -> Wanted:
+    return Wanted(
+        shape=rng.choice(shapes.SHAPE_NAMES), colour=rng.choice(colours.COLOUR_NAMES), place=place, radius=radius
+    )
+
+
+def _beside(lane: float, is_row: bool, rng: random.Random) -> tuple[float, float]:
+    """Return a place away from the lane in which something moves."""
+    other = 0.12 if lane > 0.5 else 0.88
+    along = rng.uniform(0.12, 0.88)
+    return (along, other) if is_row else (other, along)

@@ -1,0 +1,92 @@
+"""Films: what is asked can be seen in the frames, splits differ, and a film becomes a training example and a record."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+from embedded_model.films import FILM_KINDS, MAX_BOUNCES, SIDE, draw_film
+from embedded_model.samples import WEIGHTS
+from embedded_model.write_records import write_records
+
+from tianquan.processing.messages import parse_messages
+from tianquan.request import MediaPolicy, VideoPolicy
+from tianquan.training.examples import build_example
+from tianquan.training.records import Record, read_records
+
+FILM_TASKS = [task for task in WEIGHTS if task.startswith("film_")]
+
+
+def films(kind, language, count):
+    rng = random.Random(f"{kind}/{language}")
+    return [draw_film(kind, language, rng, np.random.default_rng(n)) for n in range(count)]
+
+
+def change_centres(frames):
+    """Return the middle of what differs from the median frame, for each frame."""
+    ground = np.median(frames, axis=0)
+    weights = np.clip(np.abs(frames - ground).sum(axis=3) - 90, 0, None)
+    total = weights.sum(axis=(1, 2)) + 1e-6
+    return (weights.sum(axis=1) @ np.arange(SIDE)) / total, (weights.sum(axis=2) @ np.arange(SIDE)) / total
+
+
+def test_films_are_off_in_the_stages_there_are():
+    assert all(WEIGHTS[task] == 0 for task in FILM_TASKS)
+    assert len(FILM_TASKS) == 5
+
+
+@pytest.mark.parametrize("kind", FILM_KINDS)
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_films_have_few_small_frames_and_a_spread_of_answers(kind, language):
+    drawn = films(kind, language, 60)
+    assert all(film.frames.shape[1:] == (SIDE, SIDE, 3) and 4 <= len(film.frames) <= 8 for film in drawn)
+    assert all(film.question.isascii() == (language == "en") and "{" not in film.question for film in drawn)
+    replies = Counter(film.reply for film in drawn)
+    assert max(replies.values()) < 30
+
+
+def test_directions_can_be_seen():
+    right = 0
+    for film in films("direction", "en", 40):
+        across, down = change_centres(film.frames.astype(float))
+        step = {"left": -1, "right": 1, "up": -1, "down": 1}[film.reply]
+        moved = (across if film.reply in ("left", "right") else down)[[0, -1]]
+        right += np.sign(moved[1] - moved[0]) == step
+    assert right >= 36  # the median frame is not always the ground
+
+
+def test_bounces_are_one_to_four_and_apart():
+    for film in films("bounces", "zh", 40):
+        assert 1 <= int(film.reply) <= MAX_BOUNCES
+        assert len(film.frames) >= 2 * int(film.reply)
+
+
+def test_splits_differ(train, heldout):
+    for task in FILM_TASKS[:4]:
+        seen = [stream.sample(3, {task: 1.0}).conversation[0]["content"]["video"][0] for stream in (train, heldout)]
+        assert seen[0].shape != seen[1].shape or not np.array_equal(*seen)
+
+
+@pytest.mark.parametrize("task", FILM_TASKS)
+def test_a_film_is_a_training_example(task, train, processor):
+    sample = train.sample(1, {task: 1.0})
+    record = Record(tuple(parse_messages(sample.conversation)), "film")
+    policy = MediaPolicy(video=VideoPolicy(max_tokens=10_000))
+    example = build_example(processor, record, policy, None, 10_000)
+    assert 1 <= example.prompt.num_video_frames <= 8
+    assert len(example.prompt.audios) == (task == "film_speech")
+    assert example.loss_mask.any()
+
+
+def test_films_are_written_as_records(train, tmp_path, processor):
+    path = write_records([train.sample(n, {"film_order": 1.0}) for n in range(2)], tmp_path, "film_order")
+    line = json.loads(path.read_text().splitlines()[0])
+    assert line["conversations"][0]["content"]["video"].endswith(".mp4")
+    for n, record in enumerate(read_records(path)):
+        prompt = build_example(processor, record, MediaPolicy(), tmp_path, 10_000).prompt
+        frames, rate = train.sample(n, {"film_order": 1.0}).conversation[0]["content"]["video"]
+        assert 2 <= prompt.num_video_frames <= len(frames)
+        assert rate > 0

@@ -10,7 +10,7 @@ import typer
 
 from tianquan.cli import options
 from tianquan.cli.progress import WorkProgress
-from tianquan.cli.serve import _load
+from tianquan.cli.serve import load_model
 from tianquan.errors import BackendError, ParameterError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def batch(
         raise BackendError("batch needs packages that are not installed: pip install 'tianquan[serve]'") from error
     if workers is not None and ray is None:
         raise ParameterError("--workers needs --ray; one process answers the rows without it")
-    plan = BatchPlan(input=input, output=output, config=config, load=_load, seed=seed)
+    plan = BatchPlan(input=input, output=output, config=config, load=load_model, seed=seed)
     size = input.stat().st_size if input.is_file() else None
     try:
         with WorkProgress("answering", size) as progress:

@@ -69,6 +69,9 @@ def serve(
     device: Annotated[str | None, _flag("Where to compute.")] = None,
     threads: options.Threads = None,
     revision: options.Revision = None,
+    replicas: Annotated[Number, _flag("With --ray: processes that answer, each with a model of its own; 1.")] = None,
+    max_replicas: Annotated[Number, _flag("With --ray: more replicas while there is more to do, up to this.")] = None,
+    ray: Annotated[str | None, _flag("Address of a Ray cluster, or local: replicas behind this endpoint.")] = None,
 ) -> None:
     """Serve the model to OpenAI clients and browsers."""
     flags = {**locals(), "insecure": insecure or None, "adapter": _only(adapter)}
@@ -80,10 +83,22 @@ def serve(
         from tianquan.serving.server import serve as run
     except ImportError as error:
         raise BackendError("serving needs packages that are not installed: pip install 'tianquan[serve]'") from error
-    run(settings, lambda: _load(settings))
+    if settings.ray is None:
+        run(settings, lambda: load_model(settings))
+    else:
+        _serve_replicas(settings)
 
 
-def _load(settings: ServeConfig) -> LLM:
+def _serve_replicas(settings: ServeConfig) -> None:
+    try:
+        from tianquan.scaling.front import serve_replicas
+    except ImportError as error:
+        raise BackendError("--ray needs packages that are not installed: pip install 'tianquan[ray]'") from error
+    serve_replicas(settings, load_model)
+
+
+def load_model(settings: ServeConfig) -> LLM:
+    """Load the model a configuration names, with a progress bar; replicas and batch workers call it too."""
     from tianquan.engine.interface import EngineOptions
     from tianquan.engine.scheduler import SchedulerLimits
     from tianquan.llm import load

@@ -20,7 +20,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
-from pathlib import Path
 
 import pyarrow as pa
 import ray.data
@@ -30,7 +29,7 @@ from tianquan.batch.answerer import AnsweredRow, RowAnswerer
 from tianquan.batch.job import BatchFiles, BatchPlan, OnProgress, RowToDo, Tally, answer_in_order
 from tianquan.batch.rows import read_rows
 from tianquan.errors import TianquanError
-from tianquan.scaling.cluster import Share, connected, plan_share
+from tianquan.scaling.cluster import Share, check_model, connected, plan_share, with_whole_paths
 
 _PIECE_ROWS = 16  # at first: few enough that all workers end at about the same time
 _MAX_PIECES = 4096  # Ray plans all of them at the start; up to twice as many are left
@@ -82,7 +81,7 @@ def run_ray_batch(
     Raises:
         TianquanError: as `run_batch`; or no cluster, one that is too small, workers that cannot load or read.
     """
-    plan = _with_whole_paths(plan)
+    plan = replace(plan, input=plan.input.resolve(), config=with_whole_paths(plan.config))
     with contextlib.ExitStack() as stack:
         files = BatchFiles(plan, stack)
         tally = Tally(num_before=files.num_done)
@@ -90,6 +89,7 @@ def run_ray_batch(
         pieces = plan_pieces(files)
         if not pieces:  # no cluster is needed to find that out
             return tally
+        check_model(plan.config)
         stack.enter_context(connected(address))
         share = plan_share(num_workers, plan.config.threads)
         plan = replace(plan, config=replace(plan.config, threads=share.num_threads))
@@ -99,18 +99,6 @@ def run_ray_batch(
             tally.add(answered)
             on_progress(answered.end)
         return tally
-
-
-def _with_whole_paths(plan: BatchPlan) -> BatchPlan:
-    """Workers have another working folder. Names that answers depend on stay as they were given."""
-    config = plan.config
-    model = str(Path(config.model).resolve()) if Path(config.model).is_dir() else config.model
-    root = None if config.media_root is None else config.media_root.resolve()
-    name, separator, folder = (config.adapter or "").partition("=")
-    adapter = f"{name}={Path(folder).resolve()}" if separator else None
-    return replace(
-        plan, input=plan.input.resolve(), config=replace(config, model=model, media_root=root, adapter=adapter)
-    )
 
 
 def plan_pieces(files: BatchFiles) -> list[Piece]:

@@ -5,21 +5,28 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import ray
 
+from tianquan.checkpoint import find_folder, open_checkpoint
 from tianquan.errors import ParameterError, TianquanError
+from tianquan.processing.labels import printable
+from tianquan.serving.config import ServeConfig
 
 LOCAL = "local"
+_PROBE_SECONDS = 5.0
 
 
 @contextmanager
 def connected(address: str) -> Iterator[None]:
-    """Be connected to a cluster, or to one of this machine's own made for the block.
+    """Be connected to a cluster, or to one of this machine's own made for the block. For the main thread only.
 
     Args:
         address: as `host:port`, `auto` for the cluster this machine belongs to, or `local`.
@@ -27,7 +34,9 @@ def connected(address: str) -> Iterator[None]:
     Raises:
         TianquanError: nothing answers there.
     """
+    _probe(address)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": True}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keeps a warning about GPUs off stderr
     try:
         if address == LOCAL:
@@ -35,13 +44,30 @@ def connected(address: str) -> Iterator[None]:
         else:
             ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise TianquanError(
-            f"{address}: no Ray cluster can be reached there; give host:port, auto, or local for one made here"
-        ) from error
+        raise _unreachable(address) from error
+    for number, handler in before.items():
+        signal.signal(number, handler)  # Ray has put its own in place of them
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _probe(address: str) -> None:
+    """Connect and hang up: Ray itself tries an address where nobody listens for many minutes."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator:
+        return
+    try:
+        socket.create_connection((host, int(port)), _PROBE_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:
+        raise _unreachable(address) from error
+
+
+def _unreachable(address: str) -> TianquanError:
+    return TianquanError(
+        f"{printable(address)}: no Ray cluster can be reached there; give host:port, auto, or local for one made here"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,3 +101,21 @@ def plan_share(num_workers: int | None, num_threads: int | None) -> Share:
             "give fewer --workers or --threads"
         )
     return Share(num_workers=workers, num_threads=threads)
+
+
+def with_whole_paths(config: ServeConfig) -> ServeConfig:
+    """Return a configuration for workers, which have another working folder. What the model is called stays."""
+    model = str(Path(config.model).resolve()) if Path(config.model).is_dir() else config.model
+    root = None if config.media_root is None else config.media_root.resolve()
+    name, separator, folder = (config.adapter or "").partition("=")
+    adapter = f"{name}={Path(folder).resolve()}" if separator else None
+    return replace(config, model=model, served_model_name=config.model_name, media_root=root, adapter=adapter)
+
+
+def check_model(config: ServeConfig) -> None:
+    """Open the model here, without its weights: what is wrong with it is told at once, not by every worker.
+
+    Raises:
+        CheckpointError, ParameterError: see `tianquan.load`.
+    """
+    open_checkpoint(find_folder(config.model, config.revision)).recipe(config.precision)

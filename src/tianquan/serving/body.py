@@ -36,6 +36,14 @@ class BodyReader:
         self._max_bytes = max_bytes
         self._patience = patience
 
+    async def read(self, request: Request, place: Place) -> bytes:
+        """Return a body as it is.
+
+        Raises:
+            ApiError, ClientGoneError: as `read_json`, about its size and speed.
+        """
+        return b"".join([piece async for piece in self._pieces(request, place)])
+
     async def read_json(self, request: Request, model: type[Model], place: Place) -> Model:
         """Return the checked body of a JSON request.
 
@@ -46,8 +54,7 @@ class BodyReader:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # a form's type would let any web page post here
             raise ApiError(400, "the body must be JSON: send Content-Type: application/json", code="invalid_type")
-        pieces = [piece async for piece in self._pieces(request, place)]
-        data = b"".join(pieces)
+        data = await self.read(request, place)
         try:
             if len(data) > _PARSED_HERE:
                 return await asyncio.to_thread(model.model_validate_json, data)

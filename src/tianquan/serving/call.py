@@ -58,6 +58,10 @@ class Call:
         """Send a JSON body; errors as for `respond`."""
         await self.respond(JSONResponse(body, headers=headers))
 
+    async def forward(self, message: Message) -> None:
+        """Send a part of a response that was made elsewhere; errors as for `respond`."""
+        await self._write(message)
+
     async def _write(self, message: Message) -> None:
         """Send a message, and give up on a client that does not take it."""
         if message["type"] == "http.response.start":

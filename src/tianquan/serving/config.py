@@ -65,6 +65,8 @@ class ServeConfig:
     preload: read all of the model before the first request.
     shutdown_seconds: for running requests when the server is told to stop; then they are aborted.
     max_connections: open at the same time.
+    ray: address of a Ray cluster, or local; the model is in replicas there then, each with these limits.
+    replicas, max_replicas: how many at first and at least, and at most; their number is fixed by default.
     """
 
     model: str = EMBEDDED
@@ -103,6 +105,9 @@ class ServeConfig:
     preload: bool = True
     shutdown_seconds: int = 30
     max_connections: int = 512
+    ray: str | None = None
+    replicas: int | None = None
+    max_replicas: int | None = None
     patience: Patience = field(default_factory=Patience)
 
     def __post_init__(self) -> None:
@@ -114,6 +119,10 @@ class ServeConfig:
             if getattr(self, name) not in (*get_args(literal), *((None,) if name == "kv_format" else ())):
                 raise ParameterError(f"{name} must be one of {', '.join(get_args(literal))}")
 
+        if self.ray is None and (self.replicas or self.max_replicas):
+            raise ParameterError("replicas are processes of a Ray cluster: give ray, its address, or local")
+        if self.max_replicas is not None and self.max_replicas < (self.replicas or 1):
+            raise ParameterError(f"max_replicas is {self.max_replicas}, fewer than the {self.replicas or 1} replicas")
         name, separator, folder = (self.adapter or "a=b").partition("=")
         if not (name and separator and folder):
             raise ParameterError("adapter must be NAME=FOLDER")
@@ -166,6 +175,8 @@ _RANGES = (
     ("media_threads", 1, 256),
     ("shutdown_seconds", 0, 86_400),
     ("max_connections", 1, 65_536),
+    ("replicas", 1, 10_000),
+    ("max_replicas", 1, 10_000),
 )
 
 

@@ -8,11 +8,11 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import uvicorn
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tianquan.errors import ParameterError
@@ -100,7 +100,7 @@ class RunningServer:
         protocol_class = type("Protocol", (PatientProtocol,), {"head_seconds": config.patience.head})
         self._server = uvicorn.Server(
             uvicorn.Config(
-                build_app(self.service, keys),
+                self._build_app(keys),
                 http=protocol_class,
                 ws="none",
                 lifespan="off",
@@ -141,16 +141,22 @@ class RunningServer:
         """Ask the server to stop; may be called from any thread."""
         self._server.should_exit = True
 
+    def _build_app(self, keys: Sequence[str]) -> ASGIApp:
+        return build_app(self.service, keys)
+
     def _make_ready(self) -> None:
         try:
-            llm = self._load()
-            if self._config.preload:
-                llm.model.load_vision()
-                llm.model.load_audio()
+            self._prepare()
         except BaseException as error:
             self._failure = error
             self.stop()
-            return
+
+    def _prepare(self) -> None:
+        """Do what takes time, on a thread of its own, while the server says 503."""
+        llm = self._load()
+        if self._config.preload:
+            llm.model.load_vision()
+            llm.model.load_audio()
         self.service.set_ready(llm)
         logger.info("ready: %s, %d tokens of context", self.service.model_name, self.service.max_model_len)
 

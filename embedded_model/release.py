@@ -19,7 +19,8 @@ CARD = Path(__file__).parent / "card.md"
 def release(folder: Path, stage: str, output: Path) -> int:
     """Write the checkpoint of a stage to `output`, in place of what is there; return its size in bytes."""
     checkpoint, _, tree = load_tree(folder / "blueprint")
-    load_stage_weights(tree, folder / stage)
+    for name in (*STAGES[stage].after, stage):  # a stage saves only what it trained
+        load_stage_weights(tree, folder / name)
     made = output.with_name(f"{output.name}.new")
     if made.exists():
         shutil.rmtree(made)

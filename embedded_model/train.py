@@ -47,8 +47,9 @@ class Stage:
 
     plan: TrainingPlan
     batch_size: int  # conversations, pictures or sounds of a micro-batch
-    after: str | None  # the stage whose weights it starts from
+    after: tuple[str, ...]  # the stages whose weights it starts from, later ones over earlier
     inherits: tuple[str, ...] = ("",)  # which of them: how their names begin
+    parts: tuple[str, ...] = ("language_model", "vision", "resampler", "audio")  # what a stage of answers trains
     weights: Mapping[str, float] | None = None  # task shares; None = dense targets of the encoders
     max_side: int = 112  # pixels of the largest picture
     max_slices: int = MAX_SLICES  # of a picture; 1 shows it whole, however large it is
@@ -103,31 +104,41 @@ STAGES: dict[str, Stage] = {
     "towers": Stage(
         plan=replace(MUON, optimizer="adamw", num_steps=900, warmup_steps=200, seed=1),
         batch_size=64,
-        after=None,
+        after=(),
     ),
     "shapes": Stage(
         plan=replace(MUON, num_steps=2500, learning_rate=3e-3, warmup_steps=20, seed=6),
         batch_size=64,
-        after="towers",
+        after=("towers",),
         inherits=("audio.",),
         sound_every=8,
         max_objects=2,
         large=True,
     ),
-    "answers": Stage(plan=replace(MUON, seed=2), batch_size=96, after="shapes", weights=SEEING),
+    "answers": Stage(plan=replace(MUON, seed=2), batch_size=96, after=("shapes",), weights=SEEING),
     "grounded": Stage(
         plan=replace(MUON, warmup_steps=30, seed=3),
         batch_size=96,
-        after="answers",
+        after=("answers",),
         weights=COUNTING,
         dense_share=0.5,
+        max_side=448,
+        max_slices=1,
+    ),
+    # By then the encoders name 86 % of shapes, 96 % of colours and 95 % of phonemes; what is made of it lags behind.
+    "reader": Stage(
+        plan=replace(MUON, warmup_steps=30, seed=5),
+        batch_size=96,
+        after=("grounded",),
+        parts=("language_model", "resampler", "audio.projection", "audio.begin_end"),
+        weights={**COUNTING, "read_text": 1},
         max_side=448,
         max_slices=1,
     ),
     "finish": Stage(
         plan=replace(MUON, num_steps=400, schedule="linear", warmup_steps=20, seed=4),
         batch_size=96,
-        after="grounded",
+        after=("grounded", "reader"),
         weights=COUNTING,
         dense_share=0.25,
         max_side=448,
@@ -183,8 +194,8 @@ def train_stage(folder: Path, name: str, *, seconds: float = math.inf, num_worke
     if not (folder / "blueprint").is_dir():
         write_blueprint(folder / "blueprint")
     checkpoint, model, tree = load_tree(folder / "blueprint")
-    if stage.after is not None:
-        load_stage_weights(tree, folder / stage.after, stage.inherits)
+    for before in stage.after:
+        load_stage_weights(tree, folder / before, stage.inherits)
     stream = SampleStream("train", seed=stage.plan.seed, weights=stage.weights, max_side=stage.max_side)
     bank = stream.bank()
     if stage.weights is None:
@@ -192,7 +203,7 @@ def train_stage(folder: Path, name: str, *, seconds: float = math.inf, num_worke
         dense = DenseObjective(model, tree, DenseHeads(model, len(bank.phoneme_class), len(bank.word_class)))
         pictures = DenseSteps(stream, stage.batch_size, stage.sound_every, stage.max_objects, stage.large)
         return _train(folder / name, dense, pictures, stage.plan, seconds, num_workers)
-    tree.set_trainable(["language_model", "vision", "resampler", "audio"])
+    tree.set_trainable(stage.parts)
     objective = AnswerObjective(model, tree)
     if stage.dense_share:
         heads = DenseHeads(model, len(bank.phoneme_class), len(bank.word_class))

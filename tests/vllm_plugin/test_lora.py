@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -53,7 +54,8 @@ def chat(llm, adapter=None):
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
 
-    request = None if adapter is None else LoRARequest(adapter.name, 1, str(adapter))
+    number = 1 + zlib.crc32(str(adapter).encode())  # vLLM loads an adapter when its number is new
+    request = None if adapter is None else LoRARequest(adapter.name, number, str(adapter))
     params = SamplingParams(temperature=0.0, max_tokens=12, ignore_eos=True)
     return list(llm.chat(MESSAGES, params, lora_request=request, use_tqdm=False)[0].outputs[0].token_ids)
 

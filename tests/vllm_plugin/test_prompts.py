@@ -161,6 +161,11 @@ def test_a_clip_beside_a_longer_one_is_another_item(vllm_llm):
             {"continue_final_message": True, "add_generation_prompt": False},
             "continue_final_message is not supported",
         ),
+        (
+            [{"role": "user", "content": "Hi"}],
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]},
+            "tools is not supported",
+        ),
         ([{"role": "reader", "content": "Hi"}], {}, "role must be one of"),
     ],
 )

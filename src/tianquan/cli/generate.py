@@ -13,7 +13,7 @@ import typer
 from tianquan.cli import options
 from tianquan.cli.output import check_writable, terminal_safe, write_atomically
 from tianquan.errors import ParameterError, PromptError
-from tianquan.request import OutputFormat
+from tianquan.request import OutputFormat, VideoPolicy
 
 if TYPE_CHECKING:
     from tianquan.request import Completion
@@ -103,6 +103,11 @@ def generate(
     max_slices: options.MaxSlices = None,
     max_image_tokens: options.MaxImageTokens = None,
     long_audio: options.LongAudioOption = "error",
+    video_frames: options.VideoFrames = VideoPolicy.max_frames,
+    video_tokens: options.VideoTokens = VideoPolicy.max_tokens,
+    video_sampling: options.VideoSampling = VideoPolicy.sampling,
+    video_fps: options.VideoFps = None,
+    video_sound: options.VideoSound = False,
     kv_cache_bytes: options.KVCacheBytes = None,
     max_memory: options.MaxMemory = None,
     kv_format: options.KVFormatOption = None,
@@ -122,7 +127,14 @@ def generate(
         ignore_eos=ignore_eos,
     )
     schema = None if json_schema is None else read_schema(json_schema)
-    policy = options.media_policy(max_slices, max_image_tokens, long_audio)
+    video = VideoPolicy(
+        sampling=video_sampling,
+        frames_per_second=video_fps,
+        max_frames=video_frames,
+        max_tokens=video_tokens,
+        with_sound=video_sound,
+    )
+    policy = options.media_policy(max_slices, max_image_tokens, long_audio, video)
     llm = options.load_model(
         model,
         precision=precision,
@@ -136,7 +148,13 @@ def generate(
         kv_format=kv_format,
     )
     sampling = replace(given.over(llm.checkpoint.sampling), output_format=schema)
-    pieces = llm.stream_chat(conversation, sampling=sampling, media=policy, media_root=media_root)
+    progress = options.VideoProgress()
+    try:
+        pieces = llm.stream_chat(
+            conversation, sampling=sampling, media=policy, media_root=media_root, on_video=progress
+        )
+    finally:
+        progress.stop()
     for piece in pieces:
         if not json_output:
             show(piece.text)

@@ -12,8 +12,9 @@ import typer
 
 from tianquan.backends import Backend
 from tianquan.backends.kv_cache import KVFormat
+from tianquan.cli.progress import WorkProgress
 from tianquan.errors import ParameterError
-from tianquan.request import ImagePolicy, LongAudio, MediaPolicy, SamplingParams
+from tianquan.request import FrameSampling, ImagePolicy, LongAudio, MediaPolicy, SamplingParams, VideoPolicy
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -45,6 +46,13 @@ MaxImageTokens = Annotated[int | None, typer.Option(help="Most prompt tokens of 
 LongAudioOption = Annotated[
     LongAudio, typer.Option(help="Sound over 30 s: refuse, keep the beginning, or split at quiet places.")
 ]
+VideoFrames = Annotated[int, typer.Option(help="Most frames of a video that are looked at.")]
+VideoTokens = Annotated[int, typer.Option(help="Most prompt tokens of one video; frames of little change share some.")]
+VideoSampling = Annotated[
+    FrameSampling, typer.Option(help="Frames spread over the video, at --video-fps, or where the picture changes much.")
+]
+VideoFps = Annotated[float | None, typer.Option(help="Frames per second: at most when uniform, else exactly; 4, 1, 4.")]
+VideoSound = Annotated[bool, typer.Option("--video-sound", help="The sound track of a video is heard too.")]
 AdapterFolder = Annotated[Path | None, typer.Option("--adapter", help="A LoRA adapter in peft's format.")]
 MediaRoot = Annotated[Path | None, typer.Option(help="Folder that relative media paths start from.")]
 
@@ -93,12 +101,35 @@ class GivenSampling:
         return replace(default, **self._given)
 
 
-def media_policy(max_slices: int | None, max_image_tokens: int | None, long_audio: LongAudio) -> MediaPolicy:
+def media_policy(
+    max_slices: int | None, max_image_tokens: int | None, long_audio: LongAudio, video: VideoPolicy | None = None
+) -> MediaPolicy:
     """Return the media policy of the options."""
     return MediaPolicy(
         image=ImagePolicy(max_slices=max_slices, max_image_tokens=max_image_tokens),
         long_audio=long_audio,
+        video=video or VideoPolicy(),
     )
+
+
+class VideoProgress:
+    """A bar on stderr while videos are read; for a pipe, whose length nobody knows, one that only moves."""
+
+    def __init__(self) -> None:
+        self._bar: WorkProgress | None = None
+
+    def __call__(self, done: float, total: float | None) -> None:
+        """Show that `done` seconds of a video are read."""
+        if self._bar is None:
+            self._bar = WorkProgress("reading the video", total)
+            self._bar.__enter__()
+        self._bar.advance_to(done)
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+            self._bar = None
 
 
 class LoadProgress:

@@ -43,6 +43,7 @@ _DECODER_THREADS = 2  # each holds frames of its own: 3 MB at 1080p, several of 
 _FIRST_GAP = 2.0  # seconds between key frames, until they have been seen
 
 VIDEO_FORMATS = "a video (MP4, MOV, MKV, WebM or MPEG-TS)"
+_UNUSABLE = "{}: the video is damaged or of a coding not supported here; convert it to H.264 in MP4"
 _DEMUXERS = {"audio/mp4": "mp4", "audio/webm": "matroska", "video/mp2t": "mpegts"}
 _DECODERS = ("h264", "hevc", "vp8", "vp9", "libvpx", "libvpx-vp9", "av1", "libdav1d", "mpeg4", "mpeg2video", "mjpeg")
 _CONTAINER_OPTIONS = {
@@ -97,7 +98,6 @@ def read_frames(
     Raises:
         MediaError: no video, none of the allow-list, too large or long, damaged or cut short.
     """
-    unusable = f"{opened.label}: the video is damaged or of a kind not supported here; convert it to H.264 in MP4"
     try:
         with av.open(
             opened.file,
@@ -110,7 +110,7 @@ def read_frames(
             yield from reader.frames(chooser(reader.stated_seconds))
             reader.check_end()
     except (av.FFmpegError, ValueError, RuntimeError) as error:
-        raise MediaError(unusable) from error
+        raise MediaError(_UNUSABLE.format(opened.label)) from error
 
 
 def open_video(source: bytes | Path, label: str) -> OpenedMedium:
@@ -149,7 +149,7 @@ class _Reader:
         stream = moving[0]
         codec = stream.codec_context
         if codec is None or codec.name not in _DECODERS:
-            raise MediaError(f"{self._label}: the video has a coding not supported here; convert it to H.264 in MP4")
+            raise MediaError(_UNUSABLE.format(self._label))
         require_pixels((codec.width, codec.height), self._max_pixels, self._label)
         codec.options = {"max_pixels": str(self._max_pixels)}  # the size may change on the way
         codec.thread_count = _DECODER_THREADS

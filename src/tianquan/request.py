@@ -43,6 +43,7 @@ class VideoPolicy:
     frame_pixels: most pixels of a frame as the encoder sees it; None: a slice of the checkpoint.
     with_sound: the sound track goes through the audio encoder.
     max_seconds: longest video.
+    max_decoded_pixels: of all frames that have to be decoded on the way to the chosen ones: a bound on time.
     """
 
     sampling: FrameSampling = "uniform"
@@ -53,6 +54,7 @@ class VideoPolicy:
     frame_pixels: int | None = None
     with_sound: bool = False
     max_seconds: float = 7200.0
+    max_decoded_pixels: int = 400 * 10**9  # an hour and more of 1080p
 
 
 @dataclass(frozen=True, kw_only=True)

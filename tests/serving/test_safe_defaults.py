@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from drawn_videos import encode, moving
 from running_server import HASTY, wait_until
 from tianquan.errors import ParameterError
 from tianquan.request import SamplingParams
@@ -413,8 +414,23 @@ def test_many_media(serve, data_url):
         assert server.chat([part] * 3).error["code"] == "too_many_media"
 
 
-def test_video_is_refused(server):
-    assert server.chat([{"type": "video_url", "video_url": {"url": "data:,"}}]).error["code"] == "unsupported"
+def test_video(server):
+    data = base64.b64encode(encode(moving(8), container="matroska")).decode()
+    part = {"type": "video_url", "video_url": {"url": f"data:video/x-matroska;base64,{data}"}}
+    answer = server.chat([{"type": "text", "text": "what moves?"}, part])
+    assert answer.status == 200
+    details = answer.json["usage"]["prompt_tokens_details"]
+    assert details["video_frames"] >= 2
+    assert details["video_tokens"] == 64 * details["video_frames"]
+    assert details["image_tokens"] == 0
+
+
+def test_what_is_no_video_is_refused_in_one_line(server, media_root):
+    for data in (b"", b"hello" * 100, encode(moving(8), container="matroska")[:300]):
+        url = "data:video/mp4;base64," + base64.b64encode(data).decode()
+        answer = server.chat([{"type": "video_url", "video_url": {"url": url}}])
+        assert answer.status == 400
+        assert "video" in answer.error["message"]
 
 
 # Uploads --------------------------------------------------------------------------------------------------
@@ -531,6 +547,22 @@ def test_logs_hold_ids_and_no_content(server, caplog):
     assert '"id": "id-of-this"' in caplog.text
     for secret in ("the-secret", "the-user", "in-the-query"):
         assert secret not in caplog.text
+
+
+def test_text_that_can_never_fit_is_refused_before_it_is_made_into_tokens(server, monkeypatch):
+    def fail(*_):
+        raise AssertionError("it was made into tokens")
+
+    monkeypatch.setattr(server.service, "chat_prompt", fail)
+    monkeypatch.setattr(type(server.service.llm.tokenizer), "encode_text", fail)
+    parts = [{"type": "text", "text": "a" * 500_000}] * 2
+    for reply in (
+        server.chat(parts),
+        server.chat("a" * 1_000_000),
+        server.post("/v1/completions", {"prompt": "a" * 1_000_000}),
+    ):
+        assert reply.status == 400
+        assert "1000000 characters" in reply.error["message"]
 
 
 def test_bugs_are_logged_and_not_shown(server, monkeypatch, caplog):

@@ -56,9 +56,15 @@ def serve(
     media_root: Annotated[Path | None, _flag("Folder whose files may be named by file: URLs.")] = None,
     max_body_bytes: Annotated[Number, _flag("Of one request; 64 MiB by default.")] = None,
     max_media_bytes: Annotated[Number, _flag("Of one fetched or named file; 32 MiB by default.")] = None,
-    max_media: Annotated[Number, _flag("Pictures and recordings of one request; 32 by default.")] = None,
+    max_media: Annotated[Number, _flag("Pictures, recordings and videos of one request; 32 by default.")] = None,
     max_pixels: Annotated[Number, _flag("Of one picture; 100 million by default.")] = None,
     max_audio_seconds: Annotated[float | None, _flag("Of one recording; an hour by default.")] = None,
+    max_video_seconds: Annotated[float | None, _flag("Of one video; ten minutes by default.")] = None,
+    max_video_frames: Annotated[Number, _flag("Of one video that are looked at; 32 by default.")] = None,
+    max_video_tokens: Annotated[Number, _flag("Most prompt tokens of one video; 2048 by default.")] = None,
+    video_sound: Annotated[
+        bool | None, typer.Option(help="Sound tracks of videos are heard too; off by default.")
+    ] = None,
     max_slices: options.MaxSlices = None,
     max_image_tokens: options.MaxImageTokens = None,
     long_audio: Annotated[str | None, _flag("Sound over 30 s in chats: error (default), truncate or chunk.")] = None,

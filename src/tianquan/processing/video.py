@@ -69,6 +69,7 @@ class _State:
     first_time: float | None = None  # of the first frame, in the stream's own time
     num_packets: int = 0  # given to the decoder
     num_damaged: int = 0
+    num_pixels: int = 0  # decoded
     last_time: float = 0.0  # where the last packet ends, from the first frame
     gap: float = _FIRST_GAP  # longest seen between key frames, seconds
     last_key: float | None = None
@@ -236,6 +237,12 @@ class _Reader:
             if not isinstance(frame, av.VideoFrame) or frame.time is None:
                 state.num_damaged += 1
                 continue
+            state.num_pixels += frame.width * frame.height
+            if state.num_pixels > self._policy.max_decoded_pixels:
+                raise MediaError(
+                    f"{self._label}: decoding the video takes too long: its pictures are large or its key frames far "
+                    "apart; convert it to a smaller size or raise max_decoded_pixels of the video policy"
+                )
             if state.first_time is None:
                 state.first_time = frame.time
             time = frame.time - state.first_time

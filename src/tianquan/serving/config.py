@@ -14,8 +14,9 @@ from tianquan.backends.kv_cache import KVFormat
 from tianquan.checkpoint.hub import EMBEDDED
 from tianquan.engine.interface import EngineOptions
 from tianquan.errors import BackendError, ParameterError
+from tianquan.processing.frames import MAX_FRAMES
 from tianquan.processing.labels import printable
-from tianquan.request import ImagePolicy, LongAudio, MediaPolicy
+from tianquan.request import ImagePolicy, LongAudio, MediaPolicy, VideoPolicy
 
 _PATHS = ("api_key_file", "media_root")
 
@@ -61,6 +62,7 @@ class ServeConfig:
     max_body_bytes: of a request; max_media_bytes: of one fetched or named file.
     max_media: pictures and recordings of one request.
     max_pixels, max_audio_seconds, max_slices, max_image_tokens, long_audio: see `MediaPolicy`.
+    max_video_seconds, max_video_frames, max_video_tokens, video_sound: see `VideoPolicy`.
     media_threads: requests whose media are decoded at the same time.
     preload: read all of the model before the first request.
     shutdown_seconds: for running requests when the server is told to stop; then they are aborted.
@@ -98,6 +100,10 @@ class ServeConfig:
     max_media: int = 32
     max_pixels: int = 100_000_000
     max_audio_seconds: float = 3600.0
+    max_video_seconds: float = 600.0
+    max_video_frames: int = VideoPolicy.max_frames
+    max_video_tokens: int = VideoPolicy.max_tokens
+    video_sound: bool = False
     max_slices: int | None = None
     max_image_tokens: int | None = None
     long_audio: LongAudio = "error"
@@ -151,14 +157,23 @@ class ServeConfig:
 
     @property
     def media_policy(self) -> MediaPolicy:
-        """How pictures and sound of requests are looked at."""
+        """How pictures, sound and video of requests are looked at."""
         return MediaPolicy(
             image=ImagePolicy(max_slices=self.max_slices, max_image_tokens=self.max_image_tokens),
+            video=VideoPolicy(
+                max_frames=self.max_video_frames,
+                max_tokens=self.max_video_tokens,
+                max_seconds=self.max_video_seconds,
+                max_decoded_pixels=MAX_DECODED_PIXELS,
+                with_sound=self.video_sound,
+            ),
             long_audio=self.long_audio,
             max_pixels=self.max_pixels,
             max_audio_seconds=self.max_audio_seconds,
         )
 
+
+MAX_DECODED_PIXELS = 40 * 10**9  # of one video: some three minutes of one core, however its key frames lie
 
 _RANGES = (
     ("port", 0, 65535),
@@ -172,6 +187,9 @@ _RANGES = (
     ("max_media", 0, 10_000),
     ("max_pixels", 1, 10**10),
     ("max_audio_seconds", 1, 10**6),
+    ("max_video_seconds", 1, 10**6),
+    ("max_video_frames", 1, MAX_FRAMES),
+    ("max_video_tokens", 1, 10**6),
     ("media_threads", 1, 256),
     ("shutdown_seconds", 0, 86_400),
     ("max_connections", 1, 65_536),

@@ -125,8 +125,14 @@ def _conflict(message: str, param: str) -> ApiError:
 
 # Messages -------------------------------------------------------------------------------------------------
 def num_media(messages: Sequence[Any]) -> int:
-    """Return how many pictures and recordings a conversation has."""
+    """Return how many pictures, recordings and videos a conversation has."""
     return sum(not isinstance(part, protocol.TextPart) for _, part in _parts(messages))
+
+
+def text_len(messages: Sequence[Any]) -> int:
+    """Return how many characters of text a conversation has."""
+    whole = sum(len(message.content) for message in messages if isinstance(message.content, str))
+    return whole + sum(len(part.text) for _, part in _parts(messages) if isinstance(part, protocol.TextPart))
 
 
 async def resolve(messages: Sequence[Any], max_media: int, fetch: Fetch) -> list[dict[str, Any]]:
@@ -134,7 +140,7 @@ async def resolve(messages: Sequence[Any], max_media: int, fetch: Fetch) -> list
 
     Args:
         messages: of a checked body.
-        max_media: most pictures and recordings.
+        max_media: most pictures, recordings and videos.
         fetch: gives the bytes of a URL, or raises.
 
     Raises:
@@ -142,11 +148,13 @@ async def resolve(messages: Sequence[Any], max_media: int, fetch: Fetch) -> list
     """
     if num_media(messages) > max_media:
         raise ApiError(
-            400, f"{num_media(messages)} pictures and recordings; at most {max_media} are taken", code="too_many_media"
+            400,
+            f"{num_media(messages)} pictures, recordings and videos; at most {max_media} are taken",
+            code="too_many_media",
         )
     sources: dict[str, bytes] = {}  # by where they are: a list of parts of one message each
     for where, part in _parts(messages):
-        url = _url(part, where)
+        url = _url(part)
         if url is not None:
             try:
                 sources[where] = await fetch(url)
@@ -162,7 +170,7 @@ def _parts(messages: Sequence[Any]) -> Iterator[tuple[str, Any]]:
                 yield f"messages[{n}].content[{k}]", part
 
 
-def _url(part: Any, where: str) -> str | None:
+def _url(part: Any) -> str | None:
     if isinstance(part, protocol.ImagePart):
         return part.image_url.url
     if isinstance(part, protocol.AudioUrlPart):
@@ -170,7 +178,7 @@ def _url(part: Any, where: str) -> str | None:
     if isinstance(part, protocol.InputAudioPart):
         return f"data:audio/{part.input_audio.format};base64,{part.input_audio.data}"
     if isinstance(part, protocol.VideoUrlPart):
-        raise ApiError(400, f"{where}: video is not supported yet", param=where, code="unsupported")
+        return part.video_url.url
     return None
 
 
@@ -193,7 +201,8 @@ def _resolved(message: Any, where: str, sources: dict[str, bytes]) -> dict[str, 
         elif isinstance(part, protocol.ImagePart):
             parts.append({"type": "image_url", "image_url": {"url": data, "detail": part.image_url.detail}})
         else:
-            parts.append({"type": "audio_url", "audio_url": {"url": data}})
+            kind = "video_url" if isinstance(part, protocol.VideoUrlPart) else "audio_url"
+            parts.append({"type": kind, kind: {"url": data}})
     if all(isinstance(part, protocol.TextPart) for part in content):  # templates ask whether the content is a string
         return {"role": role, "content": "\n".join(part["text"] for part in parts)}
     return {"role": role, "content": parts}

@@ -318,6 +318,8 @@ class Generation:
             image_tokens=sum(usage.image_tokens for usage in prompts),
             audio_tokens=sum(usage.audio_tokens for usage in prompts),
             cached_tokens=sum(usage.cached_tokens for usage in prompts),
+            video_tokens=sum(usage.video_tokens for usage in prompts),
+            video_frames=sum(usage.video_frames for usage in prompts),
         )
 
 

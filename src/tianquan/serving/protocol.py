@@ -79,7 +79,7 @@ class AudioUrlPart(Body):
 
 
 class VideoUrlPart(Body):
-    """Video; answered with 400 until the model's processing knows it."""
+    """Video by URL, as for pictures: frames are chosen and fitted into a budget of tokens."""
 
     type: Literal["video_url"]
     video_url: Url

@@ -20,6 +20,8 @@ def usage_form(usage: Usage) -> dict[str, Any]:
             "cached_tokens": usage.cached_tokens,
             "image_tokens": usage.image_tokens,
             "audio_tokens": usage.audio_tokens,
+            "video_tokens": usage.video_tokens,
+            "video_frames": usage.video_frames,
         },
     }
 

@@ -53,6 +53,7 @@ class Service:
         )
         self._threads = ThreadPoolExecutor(config.media_threads, thread_name_prefix="tianquan-media")
         self._llm: LLM | None = None
+        self._longest_token = 0  # bytes
         self._mailroom: Mailroom | None = None
 
     @property
@@ -62,6 +63,8 @@ class Service:
 
     def set_ready(self, llm: LLM) -> None:
         """Begin to answer; may be called from any thread."""
+        vocab_size = llm.model.config.language.vocab_size
+        self._longest_token = max(len(llm.tokenizer.token_bytes(token_id)) for token_id in range(vocab_size))
         self._llm = llm
 
     @property
@@ -110,6 +113,19 @@ class Service:
             )
 
     # Prompts ----------------------------------------------------------------------------------------------
+    def check_text_len(self, num_characters: int) -> None:
+        """Refuse text that can never fit before it is made into tokens, which takes seconds for each megabyte.
+
+        Raises:
+            PromptError: it is longer than the window full of the longest token.
+        """
+        most = self.max_model_len * self._longest_token
+        if num_characters > most:
+            raise PromptError(
+                f"the text has {num_characters} characters; {self.max_model_len} tokens, which this server takes with "
+                f"the answer, have {most} at the very most; shorten it"
+            )
+
     async def on_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Run work on media and text off the event loop; cancelled work that waits is never begun."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
@@ -168,7 +184,8 @@ class Service:
             if num_prompt >= limit:
                 raise PromptError(
                     f"the prompt has {num_prompt} tokens ({item.prompt.num_image_tokens} of pictures, "
-                    f"{item.prompt.num_audio_tokens} of sound), this server takes {limit} with the answer; shorten it"
+                    f"{item.prompt.num_video_tokens} of video, {item.prompt.num_audio_tokens} of sound), "
+                    f"this server takes {limit} with the answer; shorten it"
                 )
             max_tokens = min(sampling.max_tokens, limit - num_prompt)
             params = replace(sampling, n=1, max_tokens=max_tokens, min_tokens=min(sampling.min_tokens, max_tokens))

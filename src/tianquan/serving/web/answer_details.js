@@ -46,6 +46,7 @@ function rows(answer, rate) {
         [say("promptTokens"), usage.prompt_tokens],
         [say("imageTokens"), parts.image_tokens || null],
         [say("audioTokens"), parts.audio_tokens || null],
+        [say("videoTokens"), parts.video_tokens || null],
         [say("cachedTokens"), parts.cached_tokens],
         [say("completionTokens"), usage.completion_tokens],
       ]

@@ -2,14 +2,14 @@
 
 import { newId } from "./conversation.js";
 import { element, icon, iconButton } from "./element.js";
-import { pictureThumbnail, soundBlock } from "./media_view.js";
+import { isVideo, pictureThumbnail, soundBlock, videoBlock } from "./media_view.js";
 import { notice } from "./notices.js";
 import { readPicture } from "./picture.js";
 import { RecordingBar } from "./recording_bar.js";
 import { readSound, soundType } from "./sound.js";
 import { say } from "./strings.js";
 
-const ACCEPT = "image/*,audio/*,.m4a,.opus,.flac,.ogg,.webm";
+const ACCEPT = "image/*,audio/*,video/*,.m4a,.opus,.flac,.ogg,.webm,.mkv,.ts";
 
 /**
  * @typedef {import("./conversation.js").Medium & {blob: Blob}} Attachment
@@ -133,12 +133,13 @@ export class Composer {
 
   /**
    * Take files that were dropped, pasted or chosen.
-   * @param {File[]} files - pictures and sound; anything else is refused in words.
+   * @param {File[]} files - pictures, sound and video; anything else is refused in words.
    */
   addFiles(files) {
     for (const file of files) {
       const name = file.name || say("pastedName");
-      if (soundType(file) !== null)
+      if (isVideo(file)) this.#add(name, Promise.resolve({ kind: "video", blob: file }));
+      else if (soundType(file) !== null)
         this.#add(
           name,
           readSound(file).then((sound) => ({ kind: "sound", ...sound })),
@@ -202,6 +203,7 @@ export class Composer {
   }
 
   #preview(attachment) {
+    if (attachment.kind === "video") return [videoBlock(attachment, attachment.blob)];
     if (attachment.kind === "sound")
       return [soundBlock(attachment, attachment.blob, this.#actions.transcribe, () => {})];
     const { shrunkFrom, isCompressed, width, height } = attachment;

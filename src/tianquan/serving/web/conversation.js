@@ -7,7 +7,7 @@ import { say } from "./strings.js";
 
 /**
  * A picture or a recording of a message. Its bytes are in the store under its id.
- * @typedef {{id: string, kind: "picture"|"sound", name: string, width?: number, height?: number,
+ * @typedef {{id: string, kind: "picture"|"sound"|"video", name: string, width?: number, height?: number,
  *            seconds?: ?number, peaks?: ?number[], transcript?: string}} Medium
  *
  * `finish`: null while the answer is being written, a finish_reason, "stopped" by the user, or "interrupted".
@@ -55,7 +55,9 @@ export function titleOf(conversation) {
   if (first === undefined) return say("untitled");
   const line = first.text.trim().split("\n")[0];
   if (line) return line.length > TITLE_LENGTH ? `${line.slice(0, TITLE_LENGTH).trimEnd()}…` : line;
-  return say(first.media.some((medium) => medium.kind === "picture") ? "picturesTitle" : "soundTitle");
+  const kinds = first.media.map((medium) => medium.kind);
+  if (kinds.includes("picture")) return say("picturesTitle");
+  return say(kinds.includes("video") ? "videoTitle" : "soundTitle");
 }
 
 /**
@@ -99,6 +101,7 @@ async function mediumParts({ id, kind, seconds }, detail, readMedium) {
   const blob = await readMedium(id);
   if (blob === null) return [];
   if (kind === "picture") return [{ type: "image_url", image_url: { url: await dataUrl(blob), detail } }];
+  if (kind === "video") return [{ type: "video_url", video_url: { url: await dataUrl(blob) } }];
   return Promise.all(
     (await partsOf(blob, seconds)).map(async (part) => {
       const url = await dataUrl(part);

@@ -1,4 +1,4 @@
-/** Pictures and recordings as the page shows them, in the composer and in messages. */
+/** Pictures, recordings and videos as the page shows them, in the composer and in messages. */
 
 import { describeError } from "./api.js";
 import { element, iconButton } from "./element.js";
@@ -34,6 +34,31 @@ export function pictureThumbnail(medium, blob) {
     },
     image,
   );
+}
+
+/**
+ * @param {File} file - dropped, pasted or chosen.
+ * @returns {boolean} whether it is a video, by its type or, where the browser knows none, by its name.
+ */
+export function isVideo(file) {
+  return file.type.startsWith("video/") || (file.type === "" && /\.(mp4|mov|mkv|ts)$/i.test(file.name ?? ""));
+}
+
+/**
+ * Show a video with the browser's own controls; one it cannot play is still sent.
+ * @param {import("./conversation.js").Medium} medium - the video.
+ * @param {Blob} blob - its bytes.
+ * @returns {HTMLElement} the video.
+ */
+export function videoBlock(medium, blob) {
+  return element("video", {
+    class: "video-block",
+    src: URL.createObjectURL(blob),
+    title: medium.name,
+    "aria-label": medium.name,
+    controls: "",
+    preload: "metadata",
+  });
 }
 
 function openPicture(url, name) {

@@ -4,7 +4,7 @@ import { answerDetails } from "./answer_details.js";
 import { describeError } from "./api.js";
 import { element, iconButton } from "./element.js";
 import { copyText, MarkdownView } from "./markdown_view.js";
-import { pictureThumbnail, soundBlock } from "./media_view.js";
+import { pictureThumbnail, soundBlock, videoBlock } from "./media_view.js";
 import { count, say } from "./strings.js";
 
 /**
@@ -96,6 +96,7 @@ export class UserView {
       this.#actions.readMedium(medium.id).then((blob) => {
         if (blob === null) place.textContent = medium.name;
         else if (medium.kind === "picture") place.append(pictureThumbnail(medium, blob));
+        else if (medium.kind === "video") place.append(videoBlock(medium, blob));
         else place.append(soundBlock(medium, blob, this.#actions.transcribe, this.#actions.onTranscript));
       });
     }

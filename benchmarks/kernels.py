@@ -16,6 +16,7 @@ import numpy as np
 from tianquan.backends.kv_cache import SequenceBatch
 from tianquan.backends.native import NativeOps
 from tianquan.backends.ops import DecoderLayer, DecoderShape
+from tianquan.kernels.library import ISAS
 from tianquan.quantization.dense import DenseTensor
 from tianquan.quantization.format import FORMATS, INT4_G32, INT8_G64, QuantFormat, QuantizedTensor
 
@@ -181,7 +182,7 @@ def main() -> None:
     names = ("products", "batches", "dense", "attention", "rows", "quantize", "decode")
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--isa", choices=("avx2", "scalar"))
+    parser.add_argument("--isa", choices=ISAS)
     parser.add_argument("--only", choices=names, action="append")
     options = parser.parse_args()
     bench = Bench(NativeOps(options.threads, options.isa))

@@ -254,7 +254,7 @@ void run_decode(Runtime& runtime, const Kernels& kernels) {
 }  // namespace
 
 int main() {
-  for (const char* isa : {"scalar", "avx2"}) {
+  for (const char* isa : {"scalar", "avx2", "avx512_vnni"}) {
     const Kernels* kernels = find_kernels(isa);
     if (!kernels) continue;
     for (int threads : {1, 3}) {

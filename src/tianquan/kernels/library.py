@@ -25,7 +25,7 @@ from tianquan.errors import BackendError
 from tianquan.kernels import structs
 from tianquan.kernels.structs import pointer
 
-Isa = Literal["avx2", "scalar"]
+Isa = Literal["avx512_vnni", "avx2", "scalar"]
 ISAS: tuple[Isa, ...] = get_args(Isa)  # the fastest first
 
 _LIBRARY_NAME = "_kernels.so"

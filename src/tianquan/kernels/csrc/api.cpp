@@ -63,7 +63,7 @@ TIANQUAN_EXPORT void tq_struct_sizes(int64_t* sizes) {
   for (size_t size : all) *sizes++ = static_cast<int64_t>(size);
 }
 
-// "scalar" or "avx2"; null when this build or this processor lacks it.
+// An instruction set by its name; null when this build or this processor lacks it.
 TIANQUAN_EXPORT void* tq_open(const char* isa, int32_t num_threads) {
   const Kernels* kernels = find_kernels(isa);
   if (!kernels) return nullptr;

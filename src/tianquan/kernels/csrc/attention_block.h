@@ -18,7 +18,7 @@
 
 namespace tianquan::TIANQUAN_ISA {
 
-constexpr int64_t kQueryRows = 384;  // rows of a chunk, which share the packed keys and values
+constexpr int64_t kQueryRows = 512;  // rows of a chunk, which share the packed keys and values
 constexpr int64_t kKeyBlock = 64;
 constexpr int64_t kScoreRows = 24;     // rows whose scores exist at one time
 constexpr float kLog2E = 1.44269504f;  // turns the softmax's e^x into 2^x

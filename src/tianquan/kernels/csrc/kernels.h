@@ -94,7 +94,8 @@ struct Kernels {
   double (*read_gb_s)(Runtime&, const void* data, size_t bytes);
 };
 
-// The table of this machine for "scalar" or "avx2", or null when the processor lacks the instructions.
+// The table of this machine for "scalar", "avx2" or "avx512_vnni", or null when the processor lacks the
+// instructions.
 const Kernels* find_kernels(const char* isa);
 
 }  // namespace tianquan

@@ -1,4 +1,4 @@
-// Low-bit products: the parts that depend on the instruction set are in lowbit_avx2.h and lowbit_scalar.h.
+// Low-bit products: the parts that depend on the instruction set are in lowbit_x86.h and lowbit_scalar.h.
 //
 //     y[t, o] = sum over groups g of  a_scale[t, g] * w_scale[o, g] * D  (+ a term for zero points)
 //     D       = sum over i in g of    a[t, i] * (nibble[o, i] - 8)        exact in integers
@@ -16,9 +16,7 @@
 
 namespace tianquan::TIANQUAN_ISA {
 
-constexpr int kTilePanels = 3;
-constexpr int kTileRows = 2;
-constexpr int kTileWidth = kTilePanels * kPanel;  // floats of a row of a tile's sums
+constexpr int64_t kLowBitDepth = 512;  // in channels unpacked at a time
 
 // Unpacked weights of P panels and some groups, small enough for the first-level cache.
 struct UnpackedPanels {
@@ -59,7 +57,7 @@ TIANQUAN_INLINE void unpack_scales(const Panel& panel, int64_t g, int64_t slot, 
 }  // namespace tianquan::TIANQUAN_ISA
 
 #if defined(__AVX2__)
-#include "lowbit_avx2.h"
+#include "lowbit_x86.h"
 #else
 #include "lowbit_scalar.h"
 #endif

@@ -1,4 +1,4 @@
-// Low-bit products in plain C++, for any processor: the same operations in the same order as lowbit_avx2.h.
+// Low-bit products in plain C++, for any processor: the same operations in the same order as lowbit_x86.h.
 // Included by lowbit.h. It is the correct path, not a fast one.
 
 #pragma once
@@ -6,6 +6,13 @@
 #include "lowbit.h"
 
 namespace tianquan::TIANQUAN_ISA {
+
+constexpr int64_t kFewRows = 12;
+constexpr int kTileRows = 2;
+constexpr int kTilePanels = 3;
+constexpr int kTileWidth = kTilePanels * kPanel;  // floats of a row of a tile's sums
+constexpr int kSinglePanelRows = 1;               // up to so many rows one panel at a time
+constexpr int kStreamRows = 4;
 
 template <int P>
 TIANQUAN_INLINE void unpack_int4(const Panel& panel, int64_t g, int64_t local_group, int p,
@@ -72,7 +79,8 @@ TIANQUAN_INLINE void multiply_tile(const QuantizedRows& rows, int64_t row, int64
 
 template <int R, int P>
 TIANQUAN_INLINE void multiply_panels_int4(const Panel* panels, int64_t num_groups, const QuantizedRows& rows,
-                                          int64_t row, F8 (*sums)[P]) {
+                                          int64_t row, float* sums) {
+  std::memset(sums, 0, R * P * kPanel * sizeof(float));
   for (int64_t i = 0; i < num_groups * P * R; ++i) {
     const int64_t g = i / (P * R), p = i / R % P, r = i % R;
     const Panel& panel = panels[p];
@@ -86,18 +94,20 @@ TIANQUAN_INLINE void multiply_panels_int4(const Panel* panels, int64_t num_group
       const int channel = byte % kUnitBytes / 4;
       d[channel] += ((codes[byte] & 15) - kInt4Bias) * a[in] + ((codes[byte] >> 4) - kInt4Bias) * a[in + 4];
     }
-    F8& sum = sums[r][p];
+    F8 sum = load(sums + (r * P + p) * kPanel);
     sum = fma(splat(rows.scales[at]) * panel.scale(g), to_float(d), sum);
     if (panel.zero_points) {
       const F8 a_sum = splat(rows.scales[at] * static_cast<float>(rows.sums[at]));
       sum = fma(a_sum, panel.offset(g), sum);
     }
+    store(sums + (r * P + p) * kPanel, sum);
   }
 }
 
 template <int R, int P>
 TIANQUAN_INLINE void multiply_panels_int8(const Panel* panels, int64_t num_groups, const QuantizedRows& rows,
-                                          int64_t row, F8 (*sums)[P]) {
+                                          int64_t row, float* sums) {
+  std::memset(sums, 0, R * P * kPanel * sizeof(float));
   for (int64_t i = 0; i < num_groups * P * R; ++i) {
     const int64_t g = i / (P * R), p = i / R % P, r = i % R;
     const int8_t* codes = reinterpret_cast<const int8_t*>(panels[p].codes) + g * 16 * kUnitBytes;
@@ -107,7 +117,8 @@ TIANQUAN_INLINE void multiply_panels_int8(const Panel* panels, int64_t num_group
       d[byte % kUnitBytes / 4] += (a[byte / kUnitBytes * 4 + byte % 4] - kInt8ActivationBias) * codes[byte];
     }
     const F8 scale = splat(rows.scales[(row + r) * rows.groups + g]) * panels[p].scale(g);
-    sums[r][p] = fma(scale, to_float(d), sums[r][p]);
+    float* sum = sums + (r * P + p) * kPanel;
+    store(sum, fma(scale, to_float(d), load(sum)));
   }
 }
 

@@ -2,7 +2,8 @@
 //
 // Few rows: the weight streams from memory once and every row uses it on the way (limited by read bandwidth).
 // Many rows: a block of 3 panels (or 16 dense channels) and a part of the depth is unpacked into the
-// first-level cache and run over a block of rows (limited by arithmetic). Ceilings in lowbit_avx2.h, dense.h.
+// first-level cache and run over a block of rows (limited by arithmetic). Ceilings in tile_avx2.h,
+// tile_vnni.h, dense.h.
 //
 // Legend: O out channels, I in channels, T rows.
 
@@ -14,9 +15,10 @@
 namespace tianquan::TIANQUAN_ISA {
 namespace {
 
-constexpr int64_t kFewRows = 12;             // measured: with more rows unpacking first is faster
-constexpr int64_t kRowBlock = 192;           // rows of a chunk: a multiple of 2 and of 6
-constexpr int64_t kLowBitDepth = 512;        // in channels unpacked at a time: 12 KiB of codes of 3 panels
+constexpr int64_t kFewDenseRows = 12;  // like kFewRows, for dense weights
+constexpr int kDenseStreamRows = 4;    // rows of a pass over a dense weight
+constexpr int64_t kRowBlock = 384;     // rows of a chunk: a multiple of kTileRows and of kDenseRows
+static_assert(kRowBlock % kTileRows == 0 && kRowBlock % kDenseRows == 0);
 constexpr int64_t kDenseDepth = 256;         // in channels packed at a time: 16 KiB of 16 channels
 constexpr int64_t kStreamBytes = 16 * 1024;  // least weight of a chunk with few rows
 
@@ -68,54 +70,54 @@ TIANQUAN_INLINE void stream_panels(const Product& p, const Activations& a, int64
   Panel panels[P];
   for (int i = 0; i < P; ++i) panels[i] = find_panel(m, channel / kPanel + i);
   const int64_t padded = round_up(m.in, m.group_size);
-  F8 sums[R][P];
-  for (int i = 0; i < R * P; ++i) sums[i / P][i % P] = splat(0);
+  float sums[R * P * kPanel];
   if (m.format == Format::kInt4) {
     multiply_panels_int4<R, P>(panels, padded / kInt4Activations, a.by_32, row, sums);
   } else {
     multiply_panels_int8<R, P>(panels, padded / kInt8Activations, a.by_64, row, sums);
   }
-  write_sums(m, p.output, reinterpret_cast<const float*>(sums), P * kPanel, row, R, channel,
-             min_of(P * kPanel, last - channel));
+  write_sums(m, p.output, sums, P * kPanel, row, R, channel, min_of(P * kPanel, last - channel));
 }
 
-// Few rows: R rows at a time over the panels of a chunk.
-template <int R>
+// Few rows: R rows over the channels of a chunk.
+template <bool kDense, int R>
 TIANQUAN_INLINE void stream_rows(const Product& p, const Activations& a, int64_t row, int64_t first,
                                  int64_t last) {
-  const Matrix& m = p.matrix;
-  if (is_dense(m.format)) {
-    for (int64_t channel = first; channel < last; channel += 4) {
+  int64_t channel = first;
+  if constexpr (kDense) {
+    for (; channel < last; channel += 4) {
       const int64_t channels = min_of(4, last - channel);
       float sums[R][8] = {};
-      multiply_dense_rows<R>(m, channel, channels, a.x + row * a.stride, a.stride, sums[0], 8);
-      write_sums(m, p.output, sums[0], 8, row, R, channel, channels);
+      multiply_dense_rows<R>(p.matrix, channel, channels, a.x + row * a.stride, a.stride, sums[0], 8);
+      write_sums(p.matrix, p.output, sums[0], 8, row, R, channel, channels);
     }
-    return;
+  } else {
+    if constexpr (R > kSinglePanelRows) {
+      for (; channel + kPanel < last; channel += 2 * kPanel) stream_panels<R, 2>(p, a, row, channel, last);
+    }
+    for (; channel < last; channel += kPanel) stream_panels<R, 1>(p, a, row, channel, last);
   }
-  int64_t channel = first;
-  if constexpr (R > 1) {
-    for (; channel + kPanel < last; channel += 2 * kPanel) stream_panels<R, 2>(p, a, row, channel, last);
-  }
-  for (; channel < last; channel += kPanel) stream_panels<R, 1>(p, a, row, channel, last);
 }
 
+// The rows that are left, at most R.
+template <bool kDense, int R>
+TIANQUAN_INLINE void stream_last_rows(const Product& p, const Activations& a, int64_t row, int64_t first,
+                                      int64_t last) {
+  if constexpr (R > 0) {
+    if (a.rows - row == R) return stream_rows<kDense, R>(p, a, row, first, last);
+    stream_last_rows<kDense, R - 1>(p, a, row, first, last);
+  }
+}
+
+// A few rows at a time: their sums stay in registers, and the weight in the cache for the others.
+template <bool kDense>
 void stream_chunk(const Product& p, const Activations& a, int64_t column) {
+  constexpr int kRows = kDense ? kDenseStreamRows : kStreamRows;
   const int64_t first = column * p.channel_step;
   const int64_t last = min_of(first + p.channel_step, p.matrix.out);
-  // at most four rows at a time: their sums stay in registers, and the weight in the cache for the others
   int64_t row = 0;
-  for (; row + 4 <= a.rows; row += 4) stream_rows<4>(p, a, row, first, last);
-  switch (a.rows - row) {
-    case 3:
-      return stream_rows<3>(p, a, row, first, last);
-    case 2:
-      return stream_rows<2>(p, a, row, first, last);
-    case 1:
-      return stream_rows<1>(p, a, row, first, last);
-    default:
-      return;
-  }
+  for (; row + kRows <= a.rows; row += kRows) stream_rows<kDense, kRows>(p, a, row, first, last);
+  stream_last_rows<kDense, kRows - 1>(p, a, row, first, last);
 }
 
 // Many rows, low-bit: P panels beginning at `panel` over rows [row, row + rows).
@@ -149,7 +151,9 @@ void lowbit_chunk(const Product& p, const QuantizedRows& a, int64_t panel, int64
     for (; r + kTileRows <= rows; r += kTileRows) {
       multiply_tile<F, kTileRows, P, kHasOffsets>(a, row + r, g0, groups, w, sums + r * kTileWidth);
     }
-    if (r < rows) multiply_tile<F, 1, P, kHasOffsets>(a, row + r, g0, groups, w, sums + r * kTileWidth);
+    for (; r < rows; ++r) {
+      multiply_tile<F, 1, P, kHasOffsets>(a, row + r, g0, groups, w, sums + r * kTileWidth);
+    }
   }
   const int64_t channel = panel * kPanel;
   write_sums(m, p.output, sums, kTileWidth, row, rows, channel, min_of(P * kPanel, m.out - channel));
@@ -159,18 +163,15 @@ constexpr size_t kLowBitScratch =
     kTileWidth * (kRowBlock + 3 * kLowBitDepth / kInt4Activations) * sizeof(float) +
     kLowBitDepth * kTileWidth;
 
-template <Format F, bool kHasOffsets>
+// The panels of one column of chunks: at most P.
+template <Format F, bool kHasOffsets, int P = kTilePanels>
 void lowbit_columns(const Product& p, const QuantizedRows& a, int64_t column, int64_t row, int64_t rows,
                     void* scratch) {
   const int64_t panel = column * kTilePanels;
-  switch (min_of(kTilePanels, ceil_div(p.matrix.out, kPanel) - panel)) {
-    case 3:
-      return lowbit_chunk<F, 3, kHasOffsets>(p, a, panel, row, rows, scratch);
-    case 2:
-      return lowbit_chunk<F, 2, kHasOffsets>(p, a, panel, row, rows, scratch);
-    default:
-      return lowbit_chunk<F, 1, kHasOffsets>(p, a, panel, row, rows, scratch);
+  if (P == 1 || ceil_div(p.matrix.out, kPanel) - panel >= P) {
+    return lowbit_chunk<F, P, kHasOffsets>(p, a, panel, row, rows, scratch);
   }
+  if constexpr (P > 1) lowbit_columns<F, kHasOffsets, P - 1>(p, a, column, row, rows, scratch);
 }
 
 void lowbit_block(const Product& p, const Activations& a, int64_t column, int64_t row, int64_t rows,
@@ -230,10 +231,10 @@ QuantizedRows quantize_rows(Runtime& runtime, const Activations& a, int64_t chan
 }
 
 // Cut one product into chunks.
-Product plan(const Matrix& matrix, const Output& output, int64_t rows) {
+Product plan(const Matrix& matrix, const Output& output, int64_t rows, bool few) {
   Product p{matrix, output, 0, 0, 1};
   const bool dense = is_dense(matrix.format);
-  if (rows <= kFewRows) {
+  if (few) {
     const int64_t bytes =
         dense ? matrix.in * dense_bytes(matrix.format) : matrix.in / (matrix.format == Format::kInt4 ? 2 : 1);
     p.channel_step = round_up(max_of(1, kStreamBytes / max_of(1, bytes)), rows == 1 ? kPanel : 2 * kPanel);
@@ -250,7 +251,8 @@ Product plan(const Matrix& matrix, const Output& output, int64_t rows) {
 void matmul(Runtime& runtime, const Matrix* matrices, const Output* outputs, int64_t count, const float* x,
             int64_t x_stride, int64_t rows) {
   Activations a{x, x_stride, rows, {}, {}};
-  const bool few = rows <= kFewRows;
+  bool few = rows <= kFewRows;
+  for (int64_t i = 0; i < count; ++i) few = few && (rows <= kFewDenseRows || !is_dense(matrices[i].format));
   Product products[kMaxGroup];
   int64_t num_chunks = 0;
   for (int64_t i = 0; i < count; ++i) {
@@ -261,7 +263,7 @@ void matmul(Runtime& runtime, const Matrix* matrices, const Output* outputs, int
     if (m.format == Format::kInt8 && !a.by_64.codes) {
       a.by_64 = quantize_rows(runtime, a, m.in, kInt8Activations, kInt8ActivationBias);
     }
-    products[i] = plan(m, outputs[i], rows);
+    products[i] = plan(m, outputs[i], rows, few);
     num_chunks += products[i].num_columns * products[i].num_row_blocks;
   }
   const auto find_product = [&](int64_t* chunk) {
@@ -272,7 +274,7 @@ void matmul(Runtime& runtime, const Matrix* matrices, const Output* outputs, int
   if (few) {
     auto stream = [&](int64_t chunk, int) {
       const Product* p = find_product(&chunk);
-      stream_chunk(*p, a, chunk);
+      is_dense(p->matrix.format) ? stream_chunk<true>(*p, a, chunk) : stream_chunk<false>(*p, a, chunk);
     };
     return parallel_stream(runtime, num_chunks, stream);
   }

@@ -85,7 +85,19 @@ TIANQUAN_INLINE void store_bytes(void* p, I8 v, int bias) {
   const __m128i bytes = _mm_add_epi8(_mm_packs_epi16(words, words), _mm_set1_epi8(static_cast<char>(bias)));
   _mm_storel_epi64(static_cast<__m128i*>(p), bytes);
 }
+// Four times eight of them.
+TIANQUAN_INLINE void store_32_bytes(void* p, const I8 v[4], int bias) {
+  const __m256i low = _mm256_packs_epi32(reinterpret_cast<__m256i>(v[0]), reinterpret_cast<__m256i>(v[1]));
+  const __m256i high = _mm256_packs_epi32(reinterpret_cast<__m256i>(v[2]), reinterpret_cast<__m256i>(v[3]));
+  // packs works within halves of a register: quads of bytes are in the order 0 2 4 6 1 3 5 7
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
+  _mm256_storeu_si256(static_cast<__m256i*>(p),
+                      _mm256_add_epi8(bytes, _mm256_set1_epi8(static_cast<char>(bias))));
+}
 TIANQUAN_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+// Into the second-level cache: for what is needed after the first-level cache was filled with something else.
+TIANQUAN_INLINE void prefetch_later(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 #else
 TIANQUAN_INLINE F8 fma(F8 a, F8 b, F8 c) { return a * b + c; }
 TIANQUAN_INLINE F8 max(F8 a, F8 b) { return select(a > b, a, b); }
@@ -143,6 +155,9 @@ TIANQUAN_INLINE F8 load_int8(const int8_t* p) {
 }
 TIANQUAN_INLINE void store_bytes(void* p, I8 v, int bias) {
   for (int i = 0; i < 8; ++i) static_cast<uint8_t*>(p)[i] = static_cast<uint8_t>(v[i] + bias);
+}
+TIANQUAN_INLINE void store_32_bytes(void* p, const I8 v[4], int bias) {
+  for (int i = 0; i < 4; ++i) store_bytes(static_cast<uint8_t*>(p) + 8 * i, v[i], bias);
 }
 TIANQUAN_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
 #endif

@@ -1,4 +1,4 @@
-"""Run the conformance cases through a vLLM of its own process: `engine_process.py ENGINE_JSON` prints JSON."""
+"""Run the conformance cases through a vLLM of its own process: `engine_process.py ENGINE_JSON RESULT_FILE`."""
 
 from __future__ import annotations
 
@@ -27,4 +27,5 @@ def run(options: dict) -> dict[str, dict[str, list[int]]]:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    print(json.dumps(run(json.loads(sys.argv[1]))))
+    # Not to stdout: vLLM's processes log there until the last of them is gone.
+    Path(sys.argv[2]).write_text(json.dumps(run(json.loads(sys.argv[1]))))

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tianquan.processing.image import patchify
 from tianquan.request import ImagePolicy, MediaPolicy
-from vllm_plugin.conftest import data_url, openai_messages
+from vllm_plugin.conftest import data_url
 
 CASES = Path(__file__).parents[1] / "conformance" / "cases"
 
@@ -72,22 +73,25 @@ def test_media_are_placed_as_the_processor_does(prompt_of, processor, media_root
         assert prompt_of(messages) == processor(messages).token_ids.tolist()
 
 
-def test_pictures_in_every_mode(prompt_of, processor, tmp_path, vllm_llm):
-    """Modes whose conversion to RGB is a matter of taste: this package's is used."""
+def test_pictures_in_every_mode(processor, tmp_path, vllm_llm):
+    """What is transparent, deep or stored lying on its side becomes what this package makes of it, and once only."""
     rng = np.random.default_rng(0)
     clear = Image.fromarray(rng.integers(0, 255, (60, 80, 4), np.uint8), "RGBA")
     deep = Image.fromarray(rng.integers(0, 65535, (60, 80), np.uint16))
-    media_processor = vllm_llm.llm_engine.renderer.mm_processor
-    for picture in (clear, deep, clear.convert("P"), clear.convert("LA")):
+    on_its_side = clear.convert("RGB")
+    on_its_side.getexif()[0x0112] = 6
+    from vllm.renderers.params import ChatParams
+
+    renderer = vllm_llm.llm_engine.renderer
+    for picture in (clear, deep, clear.convert("P"), clear.convert("LA"), on_its_side):
         path = tmp_path / "picture.png"
-        picture.save(path)
+        picture.save(path, exif=picture.getexif())
         messages = user(image(path), text="?")
         expected = processor(messages)
-        assert prompt_of(messages) == expected.token_ids.tolist()
-        items = media_processor.info.parse_mm_data({"image": [Image.open(path)]})
-        fields = media_processor._apply_hf_processor_main(items, {})
-        pixels = np.concatenate([part.reshape(-1) for part in expected.images[0].slices])
-        assert np.array_equal(np.sort(fields["image_patches"][0].numpy().reshape(-1)), np.sort(pixels))
+        (engine_input,) = renderer.render_chat([messages], ChatParams(), skip_mm_cache=True)[1]
+        assert list(engine_input["prompt_token_ids"]) == expected.token_ids.tolist()
+        patches = np.concatenate([patchify(part, 14) for part in expected.images[0].slices])
+        np.testing.assert_array_equal(engine_input["mm_kwargs"]["image"][0]["image_patches"].data.numpy(), patches)
 
 
 def test_a_prompt_as_text(vllm_llm, media_root):
@@ -128,26 +132,50 @@ def test_long_sound(prompt_of, processor, vllm_llm, media_root):
     assert len(output.prompt_token_ids) == 750 + 2 + 2
 
 
-def test_a_clip_beside_a_longer_one_is_another_item(vllm_llm):
-    """What the cache keeps of a clip holds one frame more then; see `processing/audio.py`."""
+@pytest.fixture(scope="module")
+def process_sounds(vllm_llm):
+    """The prompt, fields and hashes of sounds alone."""
     from vllm.multimodal.processing import ProcessorInputs, TimingContext
 
     processor = vllm_llm.llm_engine.renderer.mm_processor
+    ids = processor.info.folder.processor.placeholder_ids
+
+    def process(*sounds, **options):
+        items = processor.info.parse_mm_data({"audio": [(sound, 16_000) for sound in sounds]})
+        prompt = [ids["<|audio_start|>"], ids["<|audio_end|>"]] * len(sounds)
+        inputs = ProcessorInputs(prompt, items, hf_processor_mm_kwargs=options)
+        return processor.apply(inputs, TimingContext(enabled=False))
+
+    return process
+
+
+def test_long_sound_in_clips(process_sounds, processor):
+    sound = np.random.default_rng(0).normal(0, 0.1, 40 * 16000).astype(np.float32)
+    result = process_sounds(sound, long_audio="chunk")
+    clips = processor.load_clips((sound, 16_000), MediaPolicy(long_audio="chunk"))
+    (prepared,) = processor.prepare_clips([clips])
+    assert len(prepared) == 2
+    fields = result["mm_kwargs"]["audio"][0]
+    sizes = [[len(clip.mel), clip.num_frames, clip.num_tokens] for clip in prepared]
+    assert fields["audio_sizes"].data.tolist() == sizes
+    np.testing.assert_array_equal(fields["audio_mels"].data.numpy(), np.concatenate([clip.mel for clip in prepared]))
+    assert result["prompt_token_ids"] == processor.audio_token_ids([clip.span for clip in prepared])
+
+
+def test_a_clip_beside_a_longer_one_is_another_item(process_sounds):
+    """What the cache keeps of a clip holds one frame more then; see `processing/audio.py`."""
     rng = np.random.default_rng(0)
     short, long = (rng.normal(0, 0.1, n).astype(np.float32) for n in (16_000, 32_000))
-    frames = processor.info.folder.processor.placeholder_ids
-    place = [frames["<|audio_start|>"], frames["<|audio_end|>"]]
 
-    def mel_and_hash(*sounds):
-        items = processor.info.parse_mm_data({"audio": [(sound, 16_000) for sound in sounds]})
-        result = processor.apply(ProcessorInputs(place * len(sounds), items), TimingContext(enabled=False))
+    def frames_and_hash(*sounds):
+        result = process_sounds(*sounds)
         return len(result["mm_kwargs"]["audio"][0]["audio_mels"].data), result["mm_hashes"]["audio"][0]
 
-    (alone, hash_alone), (beside, hash_beside) = mel_and_hash(short), mel_and_hash(short, long)
+    (alone, hash_alone), (beside, hash_beside) = frames_and_hash(short), frames_and_hash(short, long)
     assert beside == alone + 1
     assert hash_alone != hash_beside
-    assert mel_and_hash(long, short) == mel_and_hash(long)
-    assert mel_and_hash(short, short) == (alone, hash_alone)
+    assert frames_and_hash(long, short) == frames_and_hash(long)
+    assert frames_and_hash(short, short) == (alone, hash_alone)
 
 
 @pytest.mark.parametrize(
@@ -208,9 +236,3 @@ def test_expanded_prompts_are_refused(vllm_llm, media_root):
     prompt = {"prompt_token_ids": token_ids, "multi_modal_data": {"image": Image.new("RGB", (448, 448))}}
     with refused("has 0 places for image inputs, got 1"):
         vllm_llm.generate(prompt, SamplingParams(max_tokens=1), use_tqdm=False)
-
-
-def test_messages_of_the_cases_are_the_vendors(media_root):
-    """The conformance messages, in the form tests send them in, mean the same to this package."""
-    case = json.loads((CASES / "multi_turn.json").read_text())
-    assert len(openai_messages(case["messages"], media_root)) == len(case["messages"])

@@ -71,12 +71,11 @@ def test_pictures(towers, processor, media_root):
 def test_sounds(towers, processor, media_root):
     _, audio, tolerance = towers
     mels, sizes, expected = [], [], []
-    for name in SOUNDS:
+    for name in SOUNDS:  # the clips of a case as the chunks of one recording
         prompt, tensors = case(name, processor, media_root)
-        for n, clip in enumerate(prompt.audios):
-            mels.append(torch.from_numpy(clip.mel))
-            sizes.append(torch.tensor([[len(clip.mel), clip.num_frames, clip.num_tokens]]))
-            expected.append(tensors[f"audio_features.{n}"])
+        mels.append(torch.from_numpy(np.concatenate([clip.mel for clip in prompt.audios])))
+        sizes.append(torch.tensor([(len(clip.mel), clip.num_frames, clip.num_tokens) for clip in prompt.audios]))
+        expected += [tensors[f"audio_features.{n}"] for n in range(len(prompt.audios))]
     for got, want in zip(audio(audio.unpack(mels, sizes)), expected, strict=True):
         assert relative_rmse(got.float().numpy(), want) < tolerance
 

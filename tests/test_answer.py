@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 
 import tianquan
+from tianquan.answer import last
 from tianquan.engine.interface import EngineOptions
 from tianquan.errors import ModelError, ParameterError
 from tianquan.llm import GREEDY
@@ -94,6 +95,18 @@ def test_a_broken_engine_ends_all_answers_and_starts_anew(checkpoint_folder, mon
         llm.chat(MESSAGES, sampling=LONG)
     assert "a bug of ours" in caplog.text
     assert llm.chat(MESSAGES, sampling=LONG).text == expected
+
+
+def test_ids_of_a_broken_engine_name_no_request_of_the_next(checkpoint_folder, monkeypatch):
+    llm = tianquan.load(checkpoint_folder, precision="float32")
+    broken = llm.driver.engine
+    monkeypatch.setattr(broken._scheduler, "schedule", lambda *_: 1 / 0)
+    lost = llm.stream_chat(MESSAGES, sampling=LONG)
+    while llm.driver.engine is broken:
+        time.sleep(0.01)
+    answer = llm.stream_chat(MESSAGES, sampling=LONG)
+    lost.close()
+    assert last(answer).finish_reason == "length"
 
 
 def test_a_listener_that_fails_ends_its_own_request(llm, caplog):

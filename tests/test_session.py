@@ -11,7 +11,7 @@ import pytest
 import tianquan
 from tianquan.backends.kv_cache import SequenceBatch
 from tianquan.engine.interface import EngineOptions
-from tianquan.errors import MediaError, ParameterError, PromptError
+from tianquan.errors import MediaError, ParameterError, PromptError, TianquanError
 from tianquan.llm import GREEDY
 from tolerances import KV_STORAGE, relative_rmse
 
@@ -191,6 +191,28 @@ def test_old_turns_are_summarized(small_llm):
     assert session.messages[-2]["content"]["text"].startswith("13 ")
     assert session.num_dropped > 0
     assert session.budget().used <= 640
+
+
+@pytest.mark.parametrize("when_full", ["drop_oldest_turns", "summarize"])
+def test_what_was_said_before_may_be_said_again(small_llm, when_full):
+    session = small_llm.session(sampling=SHORT, when_full=when_full)
+    for _ in range(8):
+        session.send("again " * 25, images=[CAT.copy()])
+    assert session.num_dropped > 0
+    assert session.turns[-2].has_media
+
+
+def test_places_that_cannot_be_written_or_read(llm, tmp_path):
+    session = llm.session(sampling=SHORT)
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file" / "c.json", tmp_path / "missing" / "c.json", tmp_path / ("n" * 300), tmp_path):
+        with pytest.raises(TianquanError, match="cannot be written"):
+            session.save(place)
+    with pytest.raises(TianquanError, match="is a folder"):
+        session.save("")
+    with pytest.raises(PromptError, match="is not a regular file"):
+        session.load("/dev/zero")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_an_unknown_policy_is_refused(llm):

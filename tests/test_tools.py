@@ -41,10 +41,19 @@ def test_calls_are_found_and_other_text_stays():
     )
 
 
+def test_the_end_tag_may_be_in_an_argument():
+    call = '{"name": "weather", "arguments": {"city": "</tool_call>"}}'
+    assert parse_tool_calls(f"<tool_call>{call}</tool_call>", TOOLS) == (
+        "",
+        (ToolCall("weather", '{"city": "</tool_call>"}'),),
+    )
+
+
 @pytest.mark.parametrize(
     "text",
     [
         "plain ",
+        '<tool_call>{"name": "clock", "arguments": {"at": NaN}}</tool_call>',
         '<tool_call>{"name": "weather", "arguments": {}}',
         '<tool_call>{"name": "rocket", "arguments": {}}</tool_call>',
         '<tool_call>{"name": "clock"}</tool_call>',

@@ -95,7 +95,7 @@ class EngineDriver:
             self._listeners.clear()
             self._thread = None
             atexit.unregister(self._stop_at_exit)
-            self.engine = Engine(self.engine.model, self.engine.options)
+            self.engine = self.engine.started_anew()
         failure = ModelError("the engine failed and was started anew; the log tells why")
         failure.__cause__ = error
         for _, on_failure in entries:

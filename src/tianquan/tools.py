@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from tianquan.errors import ParameterError
 from tianquan.request import OutputFormat
@@ -27,7 +27,8 @@ MAX_TOOLS_LEN = 64 * 1024  # characters of all descriptions and schemas as JSON
 # llguidance's own key in a schema: a model cannot fill its call with spaces, as in `engine/constraints.py`.
 _NO_ENDLESS_SPACE = {"x-guidance": {"whitespace_pattern": r"\n? {0,8}"}}
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
+_CALL_START = re.compile(r"<tool_call>\s*")
+_CALL_END = re.compile(r"\s*</tool_call>")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,18 +129,37 @@ def parse_tool_calls(text: str, tools: Sequence[Tool]) -> tuple[str, tuple[ToolC
     """Return an answer's text without its calls, and the calls; see the head of this file for their form."""
     names = {tool.name for tool in tools}
     calls: list[ToolCall] = []
+    rest, end = "", 0  # the text beside calls, and where what was looked at ends
+    while (start := _CALL_START.search(text, end)) is not None:
+        found = _parse_call(text, start.end(), names)
+        if found is None:
+            rest, end = rest + text[end : start.end()], start.end()
+        else:
+            call, behind = found
+            calls.append(call)
+            rest, end = rest + text[end : start.start()], behind
+    return ((rest + text[end:]).strip() if calls else text), tuple(calls)
 
-    def take(match: re.Match[str]) -> str:
-        try:
-            value = json.loads(match.group(1))
-        except (ValueError, RecursionError):
-            return match.group()
-        if not isinstance(value, dict) or set(value) != {"name", "arguments"}:
-            return match.group()
-        if not isinstance(value["name"], str) or value["name"] not in names or not isinstance(value["arguments"], dict):
-            return match.group()
-        calls.append(ToolCall(value["name"], json.dumps(value["arguments"], ensure_ascii=False)))
-        return ""
 
-    rest = _CALL.sub(take, text)
-    return (rest.strip() if calls else text), tuple(calls)
+def _parse_call(text: str, at: int, names: Collection[str]) -> tuple[ToolCall, int] | None:
+    """Return the call whose object begins at a place, and where its end tag ends; None where there is no call.
+
+    The object is read as JSON first: an end tag inside one of its strings is part of the string.
+    """
+    try:
+        value, behind = _DECODER.raw_decode(text, at)
+    except (ValueError, RecursionError):
+        return None
+    end = _CALL_END.match(text, behind)
+    if end is None or not isinstance(value, dict) or set(value) != {"name", "arguments"}:
+        return None
+    if not isinstance(value["name"], str) or value["name"] not in names or not isinstance(value["arguments"], dict):
+        return None
+    return ToolCall(value["name"], json.dumps(value["arguments"], ensure_ascii=False)), end.end()
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)

@@ -31,6 +31,10 @@ def test_temperature_sharpens():
     np.testing.assert_allclose(counts(SamplingParams(temperature=0.5)), expected / expected.sum(), atol=0.03)
 
 
+def test_the_smallest_temperature_is_no_overflow():
+    assert counts(SamplingParams(temperature=5e-324), num_draws=10)[0] == 1
+
+
 def test_top_k_keeps_the_likeliest():
     np.testing.assert_allclose(counts(SamplingParams(top_k=2)), [2 / 3, 1 / 3, 0, 0], atol=0.03)
 

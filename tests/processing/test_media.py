@@ -352,6 +352,14 @@ def test_paths_that_lead_to_no_file(load, tmp_path):
         assert str(tmp_path) not in str(caught.value)
 
 
+def test_a_palette_picture_without_palette():
+    data = saved(Image.new("P", (9, 9)), "PNG")
+    at = data.index(b"PLTE") - 4
+    length = struct.unpack(">I", data[at : at + 4])[0]
+    with pytest.raises(MediaError, match="damaged"):
+        load_image(data[:at] + data[at + 12 + length :], 10_000)
+
+
 @pytest.mark.parametrize(
     "head", [b"fLaC", b"OggS", b"\x1a\x45\xdf\xa3", b"ID3\3\0\0\0\0\0\0", b"\0\0\0\x18ftypM4A ", b"\xff\xfb\x90\x00"]
 )

@@ -74,7 +74,11 @@ class ConstraintCompiler:
             reason = printable(" ".join(matcher.get_error().split()), _MAX_ERROR)
             raise ParameterError(f"the {form.kind} cannot be used: {reason}")
         constraint = GuidanceConstraint(matcher, self._num_tokens)
-        if not constraint.allowed().any():
+        try:
+            is_possible = constraint.allowed().any()
+        except ModelError as error:  # from the first token on
+            raise ParameterError(f"the {form.kind} is too complex or without end; simplify it") from error
+        if not is_possible:
             raise ParameterError(f"the {form.kind} allows no answer at all; correct it")
         return constraint
 
@@ -85,7 +89,10 @@ class ConstraintCompiler:
                 raise ParameterError(f"the json_schema must be an object, got {type(schema).__name__}")
             if _depth(schema) > _MAX_DEPTH:
                 raise ParameterError(f"the json_schema is nested more than {_MAX_DEPTH} deep; simplify it")
-            return self._matcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": _JSON_SPACE})
+            try:
+                return self._matcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": _JSON_SPACE})
+            except (ValueError, OverflowError) as error:  # half a surrogate pair, an integer of hundreds of digits
+                raise ParameterError("the json_schema holds a number or a text that cannot be used") from error
         if form.kind == "choice":
             return self._matcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, _parse_choices(form))))
         if form.kind == "regex":

@@ -95,6 +95,12 @@ class Engine:
         self._drafted_tokens = self._accepted_tokens = 0
         self._vision_ms = self._audio_ms = 0.0
 
+    def started_anew(self) -> Engine:
+        """Return an empty engine in place of this one. Ids go on: a late `abort` of a lost request hits no new one."""
+        engine = Engine(self.model, self.options)
+        engine._ids = self._ids
+        return engine
+
     @property
     def max_sequence_tokens(self) -> int:
         """Tokens a prompt and its answer may have together: the context window, or all blocks if they are fewer."""

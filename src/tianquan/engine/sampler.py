@@ -88,7 +88,8 @@ def _candidates(logits: Float32, params: SamplingParams) -> tuple[npt.NDArray[np
     size = len(logits) if params.top_k == 0 else min(params.top_k, len(logits))
     token_ids = np.argpartition(-logits, size - 1)[:size] if size < len(logits) else np.arange(len(logits))
     token_ids = token_ids[np.lexsort((token_ids, -logits[token_ids]))]  # ties by id: the same draw everywhere
-    scaled = (logits[token_ids].astype(np.float64) - float(logits[token_ids[0]])) / params.temperature
+    with np.errstate(over="ignore"):  # a temperature of 1e-320 leaves the likeliest token alone: exp(-inf) is 0
+        scaled = (logits[token_ids].astype(np.float64) - float(logits[token_ids[0]])) / params.temperature
     probabilities = np.exp(scaled)
     if params.top_p < 1.0:
         # the smallest set that reaches top_p: a token stays while the mass before it is below

@@ -267,9 +267,11 @@ def load_image(source: bytes | Path, max_pixels: int, label: str = "image") -> I
         require_pixels(image.size, max_pixels, label)
         try:
             image.load()
-        except Exception as error:
+            return to_rgb(turn_upright(image), label)
+        except MediaError:
+            raise
+        except Exception as error:  # a palette that is missing, a tag of the camera's that is none
             raise MediaError(damaged) from error
-        return to_rgb(turn_upright(image), label)
 
 
 def load_waveform(

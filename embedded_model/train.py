@@ -39,6 +39,7 @@ from tianquan.training.state import load_state, saved_states
 from tianquan.training.trainer import Steps, Trainer
 
 PREFIX = "tree."  # of the model's weights among an objective's parameters
+HEADS = "heads."  # of the dense heads' among them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +189,14 @@ def load_stage_weights(tree: ModuleTree, run: Path, inherits: tuple[str, ...] = 
     assert not unknown, unknown
 
 
+def load_stage_heads(heads: DenseHeads, run: Path) -> None:
+    """Put the dense heads of a stage in place, if it had any: random ones would pull at encoders that are good."""
+    state = load_state(saved_states(run)[-1], None)
+    weights = {name.removeprefix(HEADS): w for name, w in state.weights.items() if name.startswith(HEADS)}
+    if weights:
+        heads.load_state_dict(weights)
+
+
 def train_stage(folder: Path, name: str, *, seconds: float = math.inf, num_workers: int = 1) -> int:
     """Train a stage for some seconds or to its end; return its finished steps."""
     stage = STAGES[name]
@@ -207,6 +216,8 @@ def train_stage(folder: Path, name: str, *, seconds: float = math.inf, num_worke
     objective = AnswerObjective(model, tree)
     if stage.dense_share:
         heads = DenseHeads(model, len(bank.phoneme_class), len(bank.word_class))
+        for before in stage.after:
+            load_stage_heads(heads, folder / before)
         objective = GroundedObjective(model, tree, heads, stage.dense_share)
     steps = SampleSteps(stream, checkpoint, stage)
     return _train(folder / name, objective, steps, stage.plan, seconds, num_workers)

@@ -166,21 +166,26 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--ray", action="store_true")
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--cost-rows", type=int, default=96)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    found: dict[str, Any] = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+    found["cores"] = os.cpu_count()
+
+    def note(stage: str, result: dict[str, Any]) -> None:
+        """Keep what is known so far: the next stage may fail."""
+        found[stage] = {"load_average": round(os.getloadavg()[0], 1), **result}
+        if arguments.output is not None:
+            arguments.output.write_text(json.dumps(found, indent=1) + "\n")
+
     with tempfile.TemporaryDirectory(prefix="tianquan-batch-") as name:
         folder = Path(name)
-        found: dict[str, Any] = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
-        found["load_average_at_start"] = os.getloadavg()[0]
-        found["cores"] = os.cpu_count()
-        found["kills"], input = check_kills(folder, arguments.rows, arguments.kills)
+        result, input = check_kills(folder, arguments.rows, arguments.kills)
+        note("kills", result)
         if arguments.ray:
-            found["ray"] = check_ray(folder, input)
-            found["cost_of_ray"] = compare_cost(folder, 96, arguments.pairs)
-    text = json.dumps(found, indent=1) + "\n"
-    print(text)
-    if arguments.output is not None:
-        arguments.output.write_text(text)
+            note("ray", check_ray(folder, input))
+            note("cost_of_ray", compare_cost(folder, arguments.cost_rows, arguments.pairs))
+    print(json.dumps(found, indent=1))
 
 
 if __name__ == "__main__":

@@ -43,8 +43,10 @@ def connected(address: str) -> Iterator[None]:
             ray.init(address=LOCAL, include_dashboard=False, **options)
         else:
             ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise _unreachable(address) from error
+    except Exception as error:  # of a machine too slow for its time limits Ray tells with a bare one
+        if address != LOCAL:
+            raise _unreachable(address) from error
+        raise TianquanError(f"Ray does not start here: {printable(str(error).strip(), 200)}") from error
     for number, handler in before.items():
         signal.signal(number, handler)  # Ray has put its own in place of them
     try:

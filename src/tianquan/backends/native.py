@@ -13,7 +13,7 @@ import itertools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -68,8 +68,9 @@ class NativeKVCache(KVCache):
         scales = () if self.key_scales is None or self.value_scales is None else (self.key_scales, self.value_scales)
         return (self.keys, self.values, *scales)
 
+    @cached_property
     def stores(self) -> ctypes.Array[structs.KeyValueStore]:
-        """Return the C description of every layer."""
+        """The C description of every layer: made once, because the arrays stay where they are."""
         num_layers, _, num_kv_heads, block_size, head_dim = self.keys.shape
         result = (structs.KeyValueStore * num_layers)()
         for layer in range(num_layers):
@@ -172,7 +173,7 @@ class NativeFusedDecoder:
         hidden = np.ascontiguousarray(hidden, np.float32)
         logits = np.empty((len(hidden), self._head.out_features[0]), np.float32)
         batch_struct, owners = _batch_struct(batch, cache.num_blocks, cache.block_size)
-        stores = cache.stores()
+        stores = cache.stores
         assert len(stores) == len(self._layers)
         arguments = structs.DecoderArguments(
             self._layers,
@@ -422,7 +423,7 @@ class NativeOps:
                 pointer(out),
                 q.shape[1],
                 0,
-                cache.stores()[layer],
+                cache.stores[layer],
                 batch_struct,
             )
         )

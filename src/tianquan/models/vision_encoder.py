@@ -29,8 +29,9 @@ PatchGrid = tuple[int, int]  # (rows, columns) of patches of one slice
 _LANES = 8
 
 # Patches of one pass: enough rows to keep the matrix kernels busy, few enough that the MLP's activations
-# (P x 4304 float32) stay at 70 MB however many slices a request has.
-_PATCHES_PER_PASS = 4096
+# (P x 4304 float32) take 18 MB however many slices a request has. From 32 MB on the C library returns every freed
+# array to the system, and clearing the pages of the next one took an eighth of the time.
+_PATCHES_PER_PASS = 1024
 
 
 def position_buckets(num_patches: int, num_positions: int) -> npt.NDArray[np.int32]:

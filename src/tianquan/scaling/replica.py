@@ -149,6 +149,10 @@ def _receive_once(body: bytes) -> Callable[[], Awaitable[Message]]:
 class ConversationRouter(RequestRouter):
     """Sends a conversation where it was before; when there is no room, to the next in its own order of replicas."""
 
+    # A replica that computes may take a while to say that it has room; computing a conversation anew takes longer.
+    queue_len_response_deadline_s = 2.0
+    max_queue_len_response_deadline_s = 10.0
+
     async def choose_replicas(
         self, candidate_replicas: Sequence[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:

@@ -23,6 +23,7 @@ from tianquan.request import SamplingParams
 from tianquan.serving import transcription_route
 from tianquan.serving.config import ServeConfig
 from tianquan.serving.gate import read_keys
+from tianquan.serving.protocol import ChatRequest
 from tianquan.serving.routes import ROUTES
 
 KEY = "correct-horse-battery"
@@ -227,6 +228,14 @@ def test_long_heads_are_refused(server):
     with contextlib.closing(socket.create_connection(("127.0.0.1", server.port), 5)) as raw:
         raw.sendall(b"GET / HTTP/1.1\r\nX: " + b"a" * 100_000)
         assert raw.recv(100).startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize("values", [b"1,", b"[],", b"{},", b'"",'])
+def test_wide_json_is_refused_before_it_is_parsed(server, values, monkeypatch):
+    monkeypatch.setattr(ChatRequest, "model_validate_json", lambda _: pytest.fail("16 MB become 1.4 GB"))
+    reply = server.post("/v1/chat/completions", b'{"metadata":[' + values * 600_000 + b"1]}")
+    assert reply.status == 400
+    assert "commas" in reply.error["message"]
 
 
 @pytest.mark.parametrize("depth", [300, 100_000])

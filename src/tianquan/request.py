@@ -15,6 +15,7 @@ Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "abort"]
 LongAudio = Literal["error", "truncate", "chunk"]
 WhenFull = Literal["error", "drop_oldest_turns", "summarize"]
+ImageDetail = Literal["full", "trim", "economy"]
 FrameSampling = Literal["uniform", "rate", "scenes"]
 
 
@@ -24,10 +25,13 @@ class ImagePolicy:
 
     max_slices: most slices beside the overview; 0 = the overview only.
     max_image_tokens: most prompt tokens of one picture (a slice and the overview cost 64 each).
+    image_detail: `full`: every slice, every token; `trim`: none that is blank or repeats another, and no more than the
+        picture has detail for; `economy`: so, and the tokens of a slice merged to half. See docs/image-detail.md.
     """
 
     max_slices: int | None = None
     max_image_tokens: int | None = None
+    image_detail: ImageDetail = "full"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +92,8 @@ class ImageInput:
     grid: SliceGrid
     digest: bytes  # of the slices' pixels and sizes: equal digests give equal features
     num_video_frames: int = 0  # 0: a picture
+    is_kept: tuple[bool, ...] | None = None  # which slices of the grid `slices` has behind the overview; None: all
+    tokens_per_slice: int | None = None  # to which the tokens of each slice are merged; None: not merged
 
 
 @dataclass(frozen=True)

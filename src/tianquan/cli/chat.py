@@ -63,6 +63,7 @@ def chat(
     stop: options.Stop = None,
     max_slices: options.MaxSlices = None,
     max_image_tokens: options.MaxImageTokens = None,
+    image_detail: options.ImageDetailOption = "full",
     long_audio: options.LongAudioOption = "error",
     video_frames: options.VideoFrames = VideoPolicy.max_frames,
     video_tokens: options.VideoTokens = VideoPolicy.max_tokens,
@@ -100,7 +101,7 @@ def chat(
         max_tokens=video_tokens,
         with_sound=video_sound,
     )
-    policy = options.media_policy(max_slices, max_image_tokens, long_audio, video_policy)
+    policy = options.media_policy(max_slices, max_image_tokens, long_audio, video_policy, image_detail)
     progress = options.LoadProgress()
     llm = options.load_model(
         model,

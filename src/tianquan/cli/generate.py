@@ -102,6 +102,7 @@ def generate(
     ignore_eos: options.IgnoreEos = False,
     max_slices: options.MaxSlices = None,
     max_image_tokens: options.MaxImageTokens = None,
+    image_detail: options.ImageDetailOption = "full",
     long_audio: options.LongAudioOption = "error",
     video_frames: options.VideoFrames = VideoPolicy.max_frames,
     video_tokens: options.VideoTokens = VideoPolicy.max_tokens,
@@ -134,7 +135,7 @@ def generate(
         max_tokens=video_tokens,
         with_sound=video_sound,
     )
-    policy = options.media_policy(max_slices, max_image_tokens, long_audio, video)
+    policy = options.media_policy(max_slices, max_image_tokens, long_audio, video, image_detail)
     llm = options.load_model(
         model,
         precision=precision,

@@ -14,7 +14,15 @@ from tianquan.backends import Backend
 from tianquan.backends.kv_cache import KVFormat
 from tianquan.cli.progress import WorkProgress
 from tianquan.errors import ParameterError
-from tianquan.request import FrameSampling, ImagePolicy, LongAudio, MediaPolicy, SamplingParams, VideoPolicy
+from tianquan.request import (
+    FrameSampling,
+    ImageDetail,
+    ImagePolicy,
+    LongAudio,
+    MediaPolicy,
+    SamplingParams,
+    VideoPolicy,
+)
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -43,6 +51,10 @@ Stop = Annotated[list[str] | None, typer.Option(help="End the answer at this tex
 IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on to --max-tokens, for measurements.")]
 MaxSlices = Annotated[int | None, typer.Option(help="Most slices of a picture beside its overview; 0 = overview only.")]
 MaxImageTokens = Annotated[int | None, typer.Option(help="Most prompt tokens of one picture.")]
+ImageDetailOption = Annotated[
+    ImageDetail,
+    typer.Option(help="full: all of a picture; trim: not what is blank, repeated or coarse; economy: less."),
+]
 LongAudioOption = Annotated[
     LongAudio, typer.Option(help="Sound over 30 s: refuse, keep the beginning, or split at quiet places.")
 ]
@@ -102,11 +114,15 @@ class GivenSampling:
 
 
 def media_policy(
-    max_slices: int | None, max_image_tokens: int | None, long_audio: LongAudio, video: VideoPolicy | None = None
+    max_slices: int | None,
+    max_image_tokens: int | None,
+    long_audio: LongAudio,
+    video: VideoPolicy | None = None,
+    image_detail: ImageDetail = "full",
 ) -> MediaPolicy:
     """Return the media policy of the options."""
     return MediaPolicy(
-        image=ImagePolicy(max_slices=max_slices, max_image_tokens=max_image_tokens),
+        image=ImagePolicy(max_slices=max_slices, max_image_tokens=max_image_tokens, image_detail=image_detail),
         long_audio=long_audio,
         video=video or VideoPolicy(),
     )

@@ -67,6 +67,9 @@ def serve(
     ] = None,
     max_slices: options.MaxSlices = None,
     max_image_tokens: options.MaxImageTokens = None,
+    image_detail: Annotated[
+        str | None, _flag("full (default), trim or economy: less of pictures with little in.")
+    ] = None,
     long_audio: Annotated[str | None, _flag("Sound over 30 s in chats: error (default), truncate or chunk.")] = None,
     shutdown_seconds: Annotated[Number, _flag("For running requests when told to stop; 30 by default.")] = None,
     preload: Annotated[bool | None, typer.Option(help="Read all of the model before the first request.")] = None,

@@ -20,6 +20,7 @@ from tianquan.engine.prefix_cache import Namespace
 from tianquan.engine.scheduler import BlockCopy
 from tianquan.engine.sequence import Sequence
 from tianquan.models.omni_model import OmniModel
+from tianquan.models.token_merging import merge_tokens
 from tianquan.request import FeatureSpan, Prompt
 
 
@@ -102,9 +103,11 @@ class ModelRunner:
         by_key = {self._key(media, spans[n]): _find_slice(prompt, spans[n].index) for n in numbers}
         inputs = [replace(prompt.images[i], slices=(prompt.images[i].slices[s],)) for i, s in by_key.values()]
         features = dict(zip(by_key, self.model.encode_images(inputs), strict=True))  # (S, Q, C)
+        lengths = {self._key(media, spans[n]): spans[n].length for n in numbers}
         for key, rows in features.items():
+            features[key] = merge_tokens(rows, lengths[key], self.model.ops)
             # a copy: a view would keep the features of the whole call alive, and the cache counts bytes
-            self.encoder_cache.add(key, self.model.ops.concatenate([rows]))
+            self.encoder_cache.add(key, self.model.ops.concatenate([features[key]]))
         for n in numbers:
             media.rows[n] = features[self._key(media, spans[n])]
         media.vision_ms += 1000 * (time.perf_counter() - began)

@@ -20,6 +20,7 @@ from tianquan.config import ModelConfig
 from tianquan.models.audio_encoder import AudioEncoder
 from tianquan.models.language_model import LanguageModel
 from tianquan.models.resampler import Resampler
+from tianquan.models.token_merging import merge_tokens
 from tianquan.models.vision_encoder import VisionEncoder, segment_offsets
 from tianquan.models.weights import WeightSource
 from tianquan.processing.image import patchify
@@ -91,7 +92,7 @@ class OmniModel:
         for span in prompt.spans:
             if span.kind == "image":
                 assert image_features is not None, "a prompt with image spans needs image features"
-                rows = image_features[span.index]
+                rows = merge_tokens(image_features[span.index], span.length, self.ops)
             else:
                 rows = audio_features[span.index]
             assert len(rows) == span.length, f"{span}: got {len(rows)} feature rows"

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,8 @@ from PIL import Image
 from tianquan.errors import CheckpointError, MediaError, PromptError
 from tianquan.processing.audio import Waveform, as_waveform, fit_long_audio, prepare_audio
 from tianquan.processing.chat_template import ChatTemplate
-from tianquan.processing.image import decoded_rgb, slice_image
+from tianquan.processing.image import decoded_rgb
+from tianquan.processing.image_detail import look_at
 from tianquan.processing.labels import printable
 from tianquan.processing.media import load_image, load_waveform
 from tianquan.processing.messages import ImageReference, MediaSource, Message, parse_messages, parse_source
@@ -31,7 +32,7 @@ from tianquan.processing.prompt_builder import ProcessorSettings, PromptBuilder
 from tianquan.processing.tokenizer import Tokenizer
 from tianquan.processing.video import OnVideoProgress
 from tianquan.processing.video_input import DecodedVideo, load_video
-from tianquan.request import AudioInput, ImageInput, ImagePolicy, MediaPolicy, Prompt, SliceGrid
+from tianquan.request import AudioInput, ImageInput, MediaPolicy, Prompt, SliceGrid
 
 IMAGE_MARK = "(<image>./</image>)"
 AUDIO_MARK = "(<audio>./</audio>)"
@@ -245,8 +246,8 @@ class Processor:
             )
         image_policy = policy.image
         if image.detail == "low":
-            image_policy = ImagePolicy(max_slices=0, max_image_tokens=image_policy.max_image_tokens)
-        return slice_image(picture, self.settings.image, image_policy, _label(source, label))
+            image_policy = replace(image_policy, max_slices=0)
+        return look_at(picture, self.settings.image, image_policy, _label(source, label))
 
     def load_clips(
         self, source: MediaSource, policy: MediaPolicy, root: str | Path | None = None, label: str = "audio"

@@ -59,7 +59,7 @@ class PromptBuilder:
     def add_picture(self, image: ImageInput) -> None:
         """Add one picture."""
         self.images.append(image)
-        self.add_image(image.grid)
+        self.add_image(image.grid, image.is_kept, image.tokens_per_slice)
 
     def add_video(self, video: DecodedVideo, sound_track: Sequence[AudioInput]) -> None:
         """Add the frames of a video, a line each: its time and one slice; then its sound track."""
@@ -77,7 +77,9 @@ class PromptBuilder:
             self.clips.append(clip)
             self.add_audio(clip.span)
 
-    def add_image(self, grid: SliceGrid) -> None:
+    def add_image(
+        self, grid: SliceGrid, is_kept: Sequence[bool] | None = None, tokens_per_slice: int | None = None
+    ) -> None:
         """Add the tokens of a picture: the overview, then the slices row by row, rows separated by a line feed."""
         tokens = self._settings.tokens
         if self._settings.use_image_id:
@@ -85,15 +87,18 @@ class PromptBuilder:
             self.token_ids += self._tokenizer.encode_text(str(self._num_images))
             self.token_ids.append(self._ids[tokens.image_id_end])
         self._num_images += 1
-        self._add_slice(tokens.image_start, tokens.image_end)
+        self._add_slice(tokens.image_start, tokens.image_end, tokens_per_slice)
         for row in range(grid.rows):
             if row > 0:
                 self.token_ids += self._tokenizer.encode_text("\n")
-            for _ in range(grid.cols):
-                self._add_slice(tokens.slice_start, tokens.slice_end)
+            for n in range(row * grid.cols, (row + 1) * grid.cols):
+                if is_kept is None or is_kept[n]:
+                    self._add_slice(tokens.slice_start, tokens.slice_end, tokens_per_slice)
+                else:  # its place in the grid stays
+                    self.token_ids += [self._ids[tokens.slice_start], self._ids[tokens.slice_end]]
 
-    def _add_slice(self, start: str, end: str) -> None:
-        length = self._settings.image.tokens_per_slice
+    def _add_slice(self, start: str, end: str, length: int | None = None) -> None:
+        length = length or self._settings.image.tokens_per_slice
         self._add_span(start, FeatureSpan(len(self.token_ids) + 1, length, "image", self._num_slices), end)
         self._num_slices += 1
 

@@ -16,7 +16,7 @@ from tianquan.engine.interface import EngineOptions
 from tianquan.errors import BackendError, ParameterError
 from tianquan.processing.frames import MAX_FRAMES
 from tianquan.processing.labels import printable
-from tianquan.request import ImagePolicy, LongAudio, MediaPolicy, VideoPolicy
+from tianquan.request import ImageDetail, ImagePolicy, LongAudio, MediaPolicy, VideoPolicy
 
 _PATHS = ("api_key_file", "media_root")
 
@@ -61,7 +61,8 @@ class ServeConfig:
     media_root: folder whose files may be named as file: URLs; none by default.
     max_body_bytes: of a request; max_media_bytes: of one fetched or named file.
     max_media: pictures and recordings of one request.
-    max_pixels, max_audio_seconds, max_slices, max_image_tokens, long_audio: see `MediaPolicy`.
+    max_pixels, max_audio_seconds, max_slices, max_image_tokens, image_detail, long_audio: see
+        `MediaPolicy`.
     max_video_seconds, max_video_frames, max_video_tokens, video_sound: see `VideoPolicy`.
     media_threads: requests whose media are decoded at the same time.
     preload: read all of the model before the first request.
@@ -106,6 +107,7 @@ class ServeConfig:
     video_sound: bool = False
     max_slices: int | None = None
     max_image_tokens: int | None = None
+    image_detail: ImageDetail = "full"
     long_audio: LongAudio = "error"
     media_threads: int = 2
     preload: bool = True
@@ -121,7 +123,13 @@ class ServeConfig:
             value = getattr(self, name)
             if value is not None and not least <= value <= most:
                 raise ParameterError(f"{name} is {value}; expected {least} to {most}")
-        for name, literal in (("backend", Backend), ("long_audio", LongAudio), ("kv_format", KVFormat)):
+        choices = (
+            ("backend", Backend),
+            ("long_audio", LongAudio),
+            ("image_detail", ImageDetail),
+            ("kv_format", KVFormat),
+        )
+        for name, literal in choices:
             if getattr(self, name) not in (*get_args(literal), *((None,) if name == "kv_format" else ())):
                 raise ParameterError(f"{name} must be one of {', '.join(get_args(literal))}")
 
@@ -159,7 +167,9 @@ class ServeConfig:
     def media_policy(self) -> MediaPolicy:
         """How pictures, sound and video of requests are looked at."""
         return MediaPolicy(
-            image=ImagePolicy(max_slices=self.max_slices, max_image_tokens=self.max_image_tokens),
+            image=ImagePolicy(
+                max_slices=self.max_slices, max_image_tokens=self.max_image_tokens, image_detail=self.image_detail
+            ),
             video=VideoPolicy(
                 max_frames=self.max_video_frames,
                 max_tokens=self.max_video_tokens,

@@ -109,6 +109,18 @@ def test_text_picture_and_recording_are_answered_and_survive_a_reload(page, medi
 
 
 @needs_browser
+def test_sound_that_comes_before_the_bar_is_seen(page):
+    num_peaks = page.evaluate(
+        "import('/recording_bar.js').then(async ({ RecordingBar }) => {"
+        "  let kept; const bar = new RecordingBar((sound) => { kept = sound; }, () => {});"
+        "  await bar.start(); await new Promise((done) => setTimeout(done, 500)); await bar.finish();"
+        "  return kept.peaks.length; })"
+    )
+    assert num_peaks > 0
+    page.browser.listen(0.1)  # errors, which the fixture looks for
+
+
+@needs_browser
 def test_transcript(page, media_root):
     page.choose_files("#files", media_root / "speech_1s_16k.wav")
     page.click("#composer .sound-foot .text-button")

@@ -112,6 +112,7 @@ export class RecordingBar {
   #show(peak, seconds) {
     this.#peaks.push(peak);
     this.time.textContent = clock(seconds);
+    if (this.canvas.clientWidth === 0) return; // samples come a moment before the bar is seen, and after it
     const numShown = Math.min(NUM_BARS, Math.floor(this.canvas.clientWidth / 3.5));
     const newest = this.#peaks.slice(-numShown);
     drawBars(this.canvas, [...new Array(numShown - newest.length).fill(0), ...newest], 1);

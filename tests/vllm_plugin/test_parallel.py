@@ -21,9 +21,8 @@ CASES = Path(__file__).parents[1] / "conformance" / "cases"
     [
         {"tensor_parallel_size": 2},
         {"tensor_parallel_size": 2, "mm_encoder_tp_mode": "data"},
-        {"pipeline_parallel_size": 2},
     ],
-    ids=["tensor", "tensor, encoders by slice", "pipeline"],
+    ids=["tensor", "tensor, encoders by slice"],
 )
 def test_same_tokens(options, tmp_path):
     # The engine has to be a process of its own here. One thread each: the processes wait for each other all the time.

@@ -172,6 +172,7 @@ def test_chunks_end_in_a_pause():
         assert start < cut < end
 
 
+@settings(deadline=None)
 @given(st.integers(1, 100 * RATE), st.sampled_from([MAX_SAMPLES, 160_000, 4_000]))
 @settings(max_examples=30, deadline=None)
 def test_chunks_hold_every_sample_once(length, max_samples):

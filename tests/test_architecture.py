@@ -29,6 +29,7 @@ LAYERS = {
     "session": 5,
     "tools": 5,
     "session_file": 5,
+    "watch": 5,
     "llm": 5,
     "benchmark": 6,
     "evaluation": 6,

@@ -12,11 +12,11 @@ does an end before the stated length.
 
 from __future__ import annotations
 
-import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 import av
 import numpy as np
@@ -31,7 +31,7 @@ from PIL import Image
 from tianquan.errors import MediaError
 from tianquan.processing.frames import VideoFrame, frame_size
 from tianquan.processing.image import ImageSettings, decoded_rgb, require_pixels
-from tianquan.processing.media import MAX_DAMAGED_SHARE, OpenedMedium, open_medium
+from tianquan.processing.media import HEAD_LEN, MAX_DAMAGED_SHARE, OpenedMedium, open_medium, sniff
 from tianquan.request import VideoPolicy
 
 OnVideoProgress = Callable[[float, float | None], None]  # (seconds done, seconds stated)
@@ -40,6 +40,7 @@ MAX_LOST_SECONDS = 1.0  # a last frame may stand for long
 MAX_LOST_SHARE = 0.02
 MAX_WAITING_BYTES = 32 * 2**20  # of packets not decoded yet; more are decoded to be rid of them
 _DECODER_THREADS = 2  # each holds frames of its own: 3 MB at 1080p, several of them
+_POLL_SECONDS = 0.05
 _FIRST_GAP = 2.0  # seconds between key frames, until they have been seen
 
 VIDEO_FORMATS = "a video (MP4, MOV, MKV, WebM or MPEG-TS)"
@@ -51,6 +52,9 @@ _CONTAINER_OPTIONS = {
     "codec_whitelist": ",".join(_DECODERS),
     "probesize": str(5 * 2**20),
 }
+
+# Of what is still being written: waiting for megabytes would be waiting for minutes.
+_STREAM_OPTIONS = {**_CONTAINER_OPTIONS, "probesize": str(32 * 2**10), "analyzeduration": "500000"}
 
 
 class Chooser(Protocol):
@@ -104,7 +108,7 @@ def read_frames(
             opened.file,
             mode="r",
             format=_DEMUXERS[opened.kind],
-            options=_CONTAINER_OPTIONS,
+            options=_STREAM_OPTIONS if isinstance(opened.file, _Stream) else _CONTAINER_OPTIONS,
             metadata_errors="replace",
         ) as container:
             reader = _Reader(container, opened.label, policy, settings, max_pixels, on_progress)
@@ -303,20 +307,55 @@ def frames_in_memory(
 
 
 # Pipes and files that grow ----------------------------------------------------------------------------------------
-class _Pipe:
-    """Lets the first bytes be looked at before the rest is read."""
+class _Stream:
+    """Reads on behind bytes that have been looked at; without an end as long as `is_open` says more may come."""
 
-    def __init__(self, file: BinaryIO, head: bytes) -> None:
-        self._file, self._head = file, head
+    def __init__(self, file: BinaryIO, is_open: Callable[[], bool]) -> None:
+        self._file, self._is_open = file, is_open
+        self._head = b""
+
+    def peek(self, size: int) -> bytes:
+        """Return the first `size` bytes, which will be read again."""
+        while len(self._head) < size:
+            more = self._next(size - len(self._head))
+            if not more:
+                break
+            self._head += more
+        return self._head
 
     def read(self, size: int = -1) -> bytes:
-        """Return up to `size` bytes, none at the end."""
-        if not self._head:
-            return self._file.read(size)
-        part, self._head = self._head[:size], self._head[size:] if size >= 0 else b""
-        return part
+        """Return up to `size` bytes, waiting for some; none at the end."""
+        if self._head:
+            part, self._head = self._head[:size], self._head[size:]
+            return part
+        return self._next(size)
 
     def close(self) -> None:
         """Close what is read from."""
-        with contextlib.suppress(OSError):
-            self._file.close()
+        self._file.close()
+
+    def _next(self, size: int) -> bytes:
+        while True:
+            data = self._file.read(size)
+            if data or not self._is_open():
+                return data or b""
+            time.sleep(_POLL_SECONDS)
+
+
+def open_stream(file: BinaryIO, label: str, is_open: Callable[[], bool]) -> OpenedMedium:
+    """Open a video that is still being written, or comes through a pipe: it is read forwards only.
+
+    Args:
+        file: at its start.
+        label: what errors call it.
+        is_open: asked where the file has nothing more to read: whether to wait.
+
+    Raises:
+        MediaError: not a video of the allow-list, by its first bytes.
+    """
+    stream = _Stream(file, is_open)
+    head = stream.peek(HEAD_LEN)
+    kind = sniff(head)
+    if kind not in _DEMUXERS:
+        raise MediaError(f"{label}: the stream does not begin as {VIDEO_FORMATS} does; MPEG-TS and MKV suit pipes")
+    return OpenedMedium(cast(BinaryIO, stream), label, kind, head, 0)

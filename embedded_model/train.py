@@ -145,6 +145,16 @@ STAGES: dict[str, Stage] = {
         max_side=448,
         max_slices=1,
     ),
+    # Cooling down brought more than the thousand steps before it: the rate was too high.
+    "longer": Stage(
+        plan=replace(MUON, learning_rate=4e-4, warmup_steps=30, seed=7),
+        batch_size=96,
+        after=("finish",),
+        weights=COUNTING,
+        dense_share=0.25,
+        max_side=448,
+        max_slices=1,
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""Make the files of examples/: a drawn picture, and a question about it spoken by espeak-ng (Debian package).
+"""Make the files of examples/: two drawn pictures, and recordings spoken by espeak-ng (Debian package).
 
 python scripts/example_media.py examples
 """
@@ -11,21 +11,35 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-QUESTION = "How many circles are in the picture?"
+SPEECH = {
+    "question.wav": ("en-us+m3", "How many shapes are there?"),
+    "question_zh.wav": ("cmn-latn-pinyin+f4", "一共有几个图形？"),
+    "command.wav": ("en-us+f4", "Turn on the light."),
+}
+SCALE = 4  # drawn larger and reduced, for smooth edges
 
 
 def draw_shapes() -> Image.Image:
-    """Three circles, a square and a word on a table: a picture a small model can be asked about."""
-    scale = 4  # drawn large and reduced, for smooth edges
-    image = Image.new("RGB", (512 * scale, 384 * scale), "#f3efe6")
+    """Return a red circle, a blue square and a yellow triangle."""
+    image = Image.new("RGB", (448 * SCALE, 448 * SCALE), "#ece8df")
     draw = ImageDraw.Draw(image)
-    draw.rectangle((0, 270 * scale, 512 * scale, 384 * scale), fill="#b98d62")
-    for x, y, radius, colour in ((110, 190, 62, "#d5382c"), (262, 215, 46, "#2a6fbb"), (430, 120, 34, "#e9b32a")):
-        box = tuple(value * scale for value in (x - radius, y - radius, x + radius, y + radius))
-        draw.ellipse(box, fill=colour)
-    draw.rectangle(tuple(value * scale for value in (345, 190, 455, 300)), fill="#2f8f4e")
-    draw.text((30 * scale, 318 * scale), "TIANQUAN 42", fill="#33261a", font=ImageFont.load_default(36 * scale))
-    return image.resize((512, 384), Image.Resampling.LANCZOS)
+    draw.ellipse(_scaled(40, 60, 190, 210), fill="#cf2f26")
+    draw.rectangle(_scaled(258, 96, 398, 236), fill="#2456c4")
+    draw.polygon(_scaled(224, 256, 314, 410, 134, 410), fill="#eac81f")
+    return image.resize((448, 448), Image.Resampling.LANCZOS)
+
+
+def draw_number() -> Image.Image:
+    """Return a number on paper."""
+    image = Image.new("RGB", (336 * SCALE, 336 * SCALE), "#f4f2ea")
+    draw = ImageDraw.Draw(image)
+    font = ImageFont.load_default(118 * SCALE)
+    draw.text((168 * SCALE, 168 * SCALE), "358", fill="#1f2a44", font=font, anchor="mm")
+    return image.resize((336, 336), Image.Resampling.LANCZOS)
+
+
+def _scaled(*coordinates: float) -> tuple[float, ...]:
+    return tuple(value * SCALE for value in coordinates)
 
 
 def main() -> None:
@@ -34,8 +48,9 @@ def main() -> None:
     folder = parser.parse_args().folder
     folder.mkdir(exist_ok=True)
     draw_shapes().save(folder / "shapes.png", optimize=True)
-    wav = folder / "question.wav"
-    subprocess.run(["espeak-ng", "-v", "en-us", "-s", "150", "-w", str(wav), QUESTION], check=True)
+    draw_number().save(folder / "number.png", optimize=True)
+    for name, (voice, text) in SPEECH.items():
+        subprocess.run(["espeak-ng", "-v", voice, "-s", "150", "-w", str(folder / name), text], check=True)
 
 
 if __name__ == "__main__":

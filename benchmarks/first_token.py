@@ -6,8 +6,8 @@ mean of our two neighbours over the run between them. Each run of ours stands be
 before it: where that rate, or our own time, moves between runs, the machine was shared and the shares say little. It
 needs torch and transformers in the same environment.
 
-`--instructions avx2` keeps PyTorch from AVX-512 and its bfloat16 arithmetic, so that both sides are what a machine
-with AVX2 runs; `best` lets it use whatever this machine has.
+`--instructions avx2` keeps both sides from AVX-512, and PyTorch from bfloat16 arithmetic, so that both are what a
+machine with AVX2 runs; `best` lets both use whatever this machine has.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ from tianquan.quantization.recipes import find_recipe
 NUM_SLICES = 3
 PRECISIONS = ("float32", "float32", "bfloat16")
 BARS = {"float32": 0.45, "bfloat16": 0.08}
-# What PyTorch's own kernels, oneDNN and MKL look at; set before torch is imported.
+# What PyTorch's own kernels, oneDNN, MKL and ours look at; set before torch is imported.
 AVX2_ONLY = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    "TIANQUAN_ISA": "avx2",
 }
 
 
@@ -49,8 +50,10 @@ def say(text: str) -> None:
 def first_turn(folder: Path, threads: int) -> dict[str, Any]:
     """Return our first turn in a freshly loaded model, which knows no beginnings yet."""
     say("tianquan, first turn")
-    rate = KernelLibrary(threads).measure_fma_gflop_s()
-    return {**measure_turns(load(folder, threads=threads))["first_turn"], "fma_gflop_s": rate}
+    library = KernelLibrary(threads)
+    rate = library.measure_fma_gflop_s()
+    turn = measure_turns(load(folder, threads=threads))["first_turn"]
+    return {**turn, "fma_gflop_s": rate, "isa": library.isa}
 
 
 def run(threads: int, instructions: str) -> dict[str, Any]:
@@ -85,8 +88,9 @@ def to_markdown(report: dict[str, Any]) -> str:
     original = report["transformers"]
     lines = [
         f"{report['machine']}, {report['threads']} threads, {report['date']}; 512x512 picture, "
-        f"{report['ours'][0]['prompt_tokens']} prompt tokens; torch {original[0]['torch']} "
-        f"({original[0]['instructions']}), transformers {original[0]['transformers']}; in the order measured",
+        f"{report['ours'][0]['prompt_tokens']} prompt tokens; ours {report['ours'][0]['isa']}; "
+        f"torch {original[0]['torch']} ({original[0]['instructions']}), "
+        f"transformers {original[0]['transformers']}; in the order measured",
         "",
         "| | vision, s | prefill, s | first token, s | multiply-add rate before, GFLOP/s |",
         "|---|---|---|---|---|",

@@ -11,9 +11,10 @@ import typer
 
 from tianquan.cli import options
 from tianquan.cli.generate import show
+from tianquan.cli.option_groups import Memory, Pictures, Running, Sampling, Videos, grouped
 from tianquan.cli.output import one_line, write_atomically
 from tianquan.errors import ParameterError, TianquanError
-from tianquan.request import VideoPolicy, WhenFull
+from tianquan.request import WhenFull
 
 if TYPE_CHECKING:
     from tianquan.request import Completion
@@ -40,6 +41,7 @@ WhenFullOption = Annotated[
 KeepMedia = Annotated[bool, typer.Option("--keep-media", help="Never forget turns with pictures or sound.")]
 
 
+@grouped
 def chat(
     model: ModelOrEmbedded = None,
     prompt: Annotated[str | None, typer.Argument(help="Ask this once; without it a conversation starts.")] = None,
@@ -47,34 +49,14 @@ def chat(
     audio: Annotated[list[str] | None, typer.Option(help="A recording; may be repeated.")] = None,
     video: Annotated[list[str] | None, typer.Option(help="A video; may be repeated.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt; the checkpoint's own by default.")] = None,
-    precision: options.Precision = None,
-    backend: options.BackendOption = "native",
-    device: options.Device = "cpu",
-    threads: options.Threads = None,
-    revision: options.Revision = None,
-    adapter: options.AdapterFolder = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    max_tokens: options.MaxTokens = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    max_slices: options.MaxSlices = None,
-    max_image_tokens: options.MaxImageTokens = None,
-    image_detail: options.ImageDetailOption = "full",
-    long_audio: options.LongAudioOption = "error",
-    video_frames: options.VideoFrames = VideoPolicy.max_frames,
-    video_tokens: options.VideoTokens = VideoPolicy.max_tokens,
-    video_sampling: options.VideoSampling = VideoPolicy.sampling,
-    video_fps: options.VideoFps = None,
-    video_sound: options.VideoSound = False,
     when_full: WhenFullOption = "drop_oldest_turns",
     keep_media: KeepMedia = False,
-    kv_cache_bytes: options.KVCacheBytes = None,
-    max_memory: options.MaxMemory = None,
-    kv_format: options.KVFormatOption = None,
+    *,
+    running: Running,
+    sampling: Sampling,
+    pictures: Pictures,
+    videos: Videos,
+    memory: Memory,
 ) -> None:
     """Ask once, or talk: text, pictures, sound and video."""
     from tianquan.checkpoint.hub import EMBEDDED, names_model
@@ -84,40 +66,15 @@ def chat(
     if model is None:
         model = EMBEDDED
         print("using the embedded model: small, made for shapes, numbers and short speech", file=sys.stderr)
-    given = options.GivenSampling(
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        max_tokens=max_tokens,
-        seed=seed,
-        stop=stop,
-    )
-    video_policy = VideoPolicy(
-        sampling=video_sampling,
-        frames_per_second=video_fps,
-        max_frames=video_frames,
-        max_tokens=video_tokens,
-        with_sound=video_sound,
-    )
-    policy = options.media_policy(max_slices, max_image_tokens, long_audio, video_policy, image_detail)
     progress = options.LoadProgress()
-    llm = options.load_model(
-        model,
-        precision=precision,
-        backend=backend,
-        device=device,
-        threads=threads,
-        revision=revision,
-        adapter=adapter,
-        progress=progress,
-        kv_cache_bytes=kv_cache_bytes,
-        max_memory=max_memory,
-        kv_format=kv_format,
+    llm = running.load(model, progress, memory)
+    session = llm.session(
+        system=system,
+        sampling=sampling.over(llm.checkpoint.sampling),
+        media=pictures.policy(videos),
+        when_full=when_full,
+        keep_media=keep_media,
     )
-    sampling = given.over(llm.checkpoint.sampling)
-    session = llm.session(system=system, sampling=sampling, media=policy, when_full=when_full, keep_media=keep_media)
     given_media = {"image": list(image or []), "audio": list(audio or []), "video": list(video or [])}
     conversation = Conversation(session, progress, given_media)
     if prompt is None:

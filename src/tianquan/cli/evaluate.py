@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tianquan.cli import options
+from tianquan.cli.option_groups import Pictures
 from tianquan.cli.output import check_writable, write_atomically
 from tianquan.cli.progress import WorkProgress
 
@@ -62,7 +63,7 @@ def evaluate(
         adapter=adapter,
         sensitivity=sensitivity,
         max_tokens=max_tokens,
-        policy=options.media_policy(max_slices, max_image_tokens, "error"),
+        policy=Pictures(max_slices=max_slices, max_image_tokens=max_image_tokens).policy(),
         backend=backend,
         device=device,
         threads=threads,

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tianquan.cli import options
+from tianquan.cli.option_groups import Memory, Pictures, Running, Sampling, Videos, grouped
 from tianquan.cli.output import check_writable, terminal_safe, write_atomically
 from tianquan.errors import ParameterError, PromptError
-from tianquan.request import OutputFormat, VideoPolicy
+from tianquan.request import OutputFormat
 
 if TYPE_CHECKING:
     from tianquan.request import Completion
@@ -80,79 +81,34 @@ def completion_to_dict(completion: Completion) -> dict[str, Any]:
     }
 
 
+@grouped
 def generate(
     model: options.ModelArgument,
     messages: Messages,
     media_root: options.MediaRoot = None,
     json_output: Json = False,
-    precision: options.Precision = None,
-    backend: options.BackendOption = "native",
-    device: options.Device = "cpu",
-    threads: options.Threads = None,
-    revision: options.Revision = None,
-    adapter: options.AdapterFolder = None,
-    temperature: options.Temperature = None,
-    top_p: options.TopP = None,
-    top_k: options.TopK = None,
-    min_p: options.MinP = None,
-    repetition_penalty: options.RepetitionPenalty = None,
-    max_tokens: options.MaxTokens = None,
-    seed: options.Seed = None,
-    stop: options.Stop = None,
-    ignore_eos: options.IgnoreEos = False,
-    max_slices: options.MaxSlices = None,
-    max_image_tokens: options.MaxImageTokens = None,
-    image_detail: options.ImageDetailOption = "full",
-    long_audio: options.LongAudioOption = "error",
-    video_frames: options.VideoFrames = VideoPolicy.max_frames,
-    video_tokens: options.VideoTokens = VideoPolicy.max_tokens,
-    video_sampling: options.VideoSampling = VideoPolicy.sampling,
-    video_fps: options.VideoFps = None,
-    video_sound: options.VideoSound = False,
-    kv_cache_bytes: options.KVCacheBytes = None,
-    max_memory: options.MaxMemory = None,
-    kv_format: options.KVFormatOption = None,
     json_schema: JsonSchema = None,
+    ignore_eos: options.IgnoreEos = False,
+    *,
+    running: Running,
+    sampling: Sampling,
+    pictures: Pictures,
+    videos: Videos,
+    memory: Memory,
 ) -> None:
     """Answer the messages of a JSON file."""
     conversation = read_messages(messages)
-    given = options.GivenSampling(
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        max_tokens=max_tokens,
-        seed=seed,
-        stop=stop,
-        ignore_eos=ignore_eos,
-    )
     schema = None if json_schema is None else read_schema(json_schema)
-    video = VideoPolicy(
-        sampling=video_sampling,
-        frames_per_second=video_fps,
-        max_frames=video_frames,
-        max_tokens=video_tokens,
-        with_sound=video_sound,
-    )
-    policy = options.media_policy(max_slices, max_image_tokens, long_audio, video, image_detail)
-    llm = options.load_model(
-        model,
-        precision=precision,
-        backend=backend,
-        device=device,
-        threads=threads,
-        revision=revision,
-        adapter=adapter,
-        kv_cache_bytes=kv_cache_bytes,
-        max_memory=max_memory,
-        kv_format=kv_format,
-    )
-    sampling = replace(given.over(llm.checkpoint.sampling), output_format=schema)
+    llm = running.load(model, memory=memory)
+    chosen = replace(sampling.over(llm.checkpoint.sampling), ignore_eos=ignore_eos, output_format=schema)
     progress = options.VideoProgress()
     try:
         pieces = llm.stream_chat(
-            conversation, sampling=sampling, media=policy, media_root=media_root, on_video=progress
+            conversation,
+            sampling=chosen,
+            media=pictures.policy(videos),
+            media_root=media_root,
+            on_video=progress,
         )
     finally:
         progress.stop()
@@ -163,68 +119,43 @@ def generate(
             print(json.dumps(completion_to_dict(piece.completion), ensure_ascii=False) if json_output else "")
 
 
+@grouped
 def trace(
     model: options.ModelArgument,
     messages: Messages,
     output: Annotated[Path, typer.Option(help="Safetensors file to write.")],
     media_root: options.MediaRoot = None,
-    precision: options.Precision = None,
-    backend: options.BackendOption = "native",
-    device: options.Device = "cpu",
-    threads: options.Threads = None,
-    revision: options.Revision = None,
-    adapter: options.AdapterFolder = None,
-    max_slices: options.MaxSlices = None,
-    max_image_tokens: options.MaxImageTokens = None,
-    long_audio: options.LongAudioOption = "error",
+    *,
+    running: Running,
+    pictures: Pictures,
 ) -> None:
     """Write the tensors of each stage: prompt_token_ids, image_features, audio_features.N, logits."""
     import numpy as np
     from safetensors.numpy import save
 
     conversation = read_messages(messages)
-    policy = options.media_policy(max_slices, max_image_tokens, long_audio)
     check_writable(output)
-    llm = options.load_model(
-        model,
-        precision=precision,
-        backend=backend,
-        device=device,
-        threads=threads,
-        revision=revision,
-        adapter=adapter,
-    )
-    arrays = llm.trace(conversation, media=policy, media_root=media_root).to_arrays()
+    llm = running.load(model)
+    arrays = llm.trace(conversation, media=pictures.policy(), media_root=media_root).to_arrays()
     write_atomically(output, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}))
 
 
+@grouped
 def transcribe(
     model: options.ModelArgument,
     audio: Annotated[str, typer.Argument(help="Sound file: WAV, FLAC, MP3, OGG, M4A or WebM.")],
     long_audio: options.LongAudioOption = "error",
     instruction: Annotated[str | None, typer.Option(help="What to ask; the vendor's prompt by default.")] = None,
     json_output: Json = False,
-    precision: options.Precision = None,
-    backend: options.BackendOption = "native",
-    device: options.Device = "cpu",
-    threads: options.Threads = None,
-    revision: options.Revision = None,
-    adapter: options.AdapterFolder = None,
     max_tokens: options.MaxTokens = None,
+    *,
+    running: Running,
 ) -> None:
     """Print what is said in a recording."""
     from tianquan.llm import TRANSCRIBE_INSTRUCTION, TRANSCRIBE_SAMPLING
 
     sampling = TRANSCRIBE_SAMPLING if max_tokens is None else replace(TRANSCRIBE_SAMPLING, max_tokens=max_tokens)
-    llm = options.load_model(
-        model,
-        precision=precision,
-        backend=backend,
-        device=device,
-        threads=threads,
-        revision=revision,
-        adapter=adapter,
-    )
+    llm = running.load(model)
     clips = []
     for piece in llm.stream_transcription(
         audio, long_audio=long_audio, instruction=instruction or TRANSCRIBE_INSTRUCTION, sampling=sampling

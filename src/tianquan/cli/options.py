@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,17 +16,12 @@ from tianquan.errors import ParameterError
 from tianquan.request import (
     FrameSampling,
     ImageDetail,
-    ImagePolicy,
     LongAudio,
-    MediaPolicy,
-    SamplingParams,
-    VideoPolicy,
 )
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from tianquan.llm import LLM
 
 ModelArgument = Annotated[str, typer.Argument(help="A model folder, or a hub id: owner/name[@revision].")]
 Precision = Annotated[
@@ -92,42 +86,6 @@ def parse_bytes(text: str | None, option: str) -> int | None:
     return int(float(match[1]) * 1024**power)
 
 
-class GivenSampling:
-    """The sampling options a user set; the others are the checkpoint's. Impossible ones are refused at once.
-
-    Raises:
-        ParameterError: a value out of range.
-    """
-
-    def __init__(self, *, stop: list[str] | None, **given: Any) -> None:
-        from tianquan.engine.parameter_checks import check_params
-
-        values = {**given, "stop": tuple(stop) if stop else None}
-        self._given = {name: value for name, value in values.items() if value is not None}
-        check_params(self.over(SamplingParams()))
-
-    def over(self, default: SamplingParams) -> SamplingParams:
-        """Return `default` with what the user set. Temperature 0 alone means plain greedy decoding."""
-        if self._given.get("temperature") == 0:
-            default = SamplingParams(max_tokens=default.max_tokens)
-        return replace(default, **self._given)
-
-
-def media_policy(
-    max_slices: int | None,
-    max_image_tokens: int | None,
-    long_audio: LongAudio,
-    video: VideoPolicy | None = None,
-    image_detail: ImageDetail = "full",
-) -> MediaPolicy:
-    """Return the media policy of the options."""
-    return MediaPolicy(
-        image=ImagePolicy(max_slices=max_slices, max_image_tokens=max_image_tokens, image_detail=image_detail),
-        long_audio=long_audio,
-        video=video or VideoPolicy(),
-    )
-
-
 class VideoProgress:
     """A bar on stderr while videos are read; for a pipe, whose length nobody knows, one that only moves."""
 
@@ -182,40 +140,3 @@ class LoadProgress:
         while self._tasks:
             self._progress.remove_task(self._tasks.popitem()[1])
         self._progress.stop()
-
-
-def load_model(
-    model: str,
-    *,
-    precision: str | None,
-    backend: Backend,
-    device: str,
-    threads: int | None,
-    revision: str | None,
-    progress: LoadProgress | None = None,
-    kv_cache_bytes: str | None = None,
-    max_memory: str | None = None,
-    kv_format: KVFormat | None = None,
-    adapter: Path | None = None,
-) -> LLM:
-    """Load a model behind a progress bar, which shows again when a tower is loaded on first use."""
-    from tianquan.engine.interface import EngineOptions
-    from tianquan.llm import load
-
-    progress = progress or LoadProgress()
-    try:
-        return load(
-            model,
-            precision=precision,
-            backend=backend,
-            device=device,
-            threads=threads,
-            revision=revision,
-            on_progress=progress,
-            engine=EngineOptions(kv_cache_bytes=parse_bytes(kv_cache_bytes, "--kv-cache-bytes")),
-            max_memory=parse_bytes(max_memory, "--max-memory"),
-            kv_format=kv_format,
-            adapter=adapter,
-        )
-    finally:
-        progress.stop()

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tianquan.text_stream import TextStream
@@ -17,7 +17,6 @@ def run(tokenizer, text, stops):
     return "".join(pieces), stream.stopped
 
 
-@settings(deadline=None)
 @given(
     text=st.text(alphabet="abc 你好", max_size=40),
     stops=st.lists(st.text("abc 你好", min_size=1, max_size=4), max_size=3),

@@ -61,7 +61,7 @@ def test_outlines_fit_the_unit_circle(shape):
         assert shapes.area(points) > 0.5
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(wanted_lists, st.integers(0, 2**32), st.sampled_from([(112, 112), (168, 112), (96, 140), (224, 224)]))
 def test_objects_lie_inside_and_apart(wanted, seed, size):
     scene = plan_scene(wanted, size, random.Random(seed))
@@ -74,7 +74,7 @@ def test_objects_lie_inside_and_apart(wanted, seed, size):
             assert (a.x - b.x) ** 2 + (a.y - b.y) ** 2 > (a.radius + b.radius) ** 2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(wanted_lists, st.integers(0, 2**32))
 def test_labels_and_pixels_agree_with_the_plan(wanted, seed):
     rng = random.Random(seed)

@@ -40,7 +40,7 @@ def random_requests(bench, rng):
     return requests
 
 
-@settings(max_examples=5, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=5, derandomize=True, phases=[Phase.generate])
 @given(seed=st.integers(0, 2**32))
 def test_greedy_tokens_equal_those_alone_and_cold(bench, seed):
     check_against_alone(bench, seed)

@@ -43,7 +43,7 @@ def test_cached_decode_equals_full_forward(model):
         assert relative_rmse(logits[0], expected[n]) < REGROUPED
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(cuts=st.lists(st.integers(1, 69), max_size=4))
 def test_chunked_prefill_equals_whole(model, cuts):
     token_ids = random_ids(70)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tianquan.engine.parameter_checks import check_params
@@ -71,7 +71,6 @@ def test_a_seed_fixes_the_draws():
     assert draws(1) == draws(1) != draws(2)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=60),
     st.floats(0.01, 5),

@@ -172,7 +172,7 @@ def run(seed, num_steps, num_blocks, limits):
     return simulation
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**32),
     num_blocks=st.integers(2, 40),

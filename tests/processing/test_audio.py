@@ -172,9 +172,8 @@ def test_chunks_end_in_a_pause():
         assert start < cut < end
 
 
-@settings(deadline=None)
 @given(st.integers(1, 100 * RATE), st.sampled_from([MAX_SAMPLES, 160_000, 4_000]))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_chunks_hold_every_sample_once(length, max_samples):
     waveform = np.arange(length, dtype=np.float32) % 1000 / 1000
     chunks = fit_long_audio(waveform, "chunk", max_samples)

@@ -59,7 +59,7 @@ def derived(width, height, limit, resolution=448, patch=14):
 @example(5000, 5000, 9)
 @example(448, 448, 9)
 @example(449, 448, 9)
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 def test_plan_is_that_of_the_contract(width, height, limit):
     plan = plan_slices(width, height, 448, 14, limit)
     overview, grid, resized = derived(width, height, limit)
@@ -67,7 +67,7 @@ def test_plan_is_that_of_the_contract(width, height, limit):
 
 
 @given(SIDES, SIDES, LIMITS, st.sampled_from([(448, 14), (224, 14), (384, 16), (280, 28)]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_plan_invariants(width, height, limit, sizes):
     resolution, patch = sizes
     plan = plan_slices(width, height, resolution, patch, limit)
@@ -82,7 +82,7 @@ def test_plan_invariants(width, height, limit, sizes):
 
 
 @given(SIDES, SIDES, st.integers(64, 1000), st.none() | st.integers(0, 9))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_token_budget_is_kept_and_used(width, height, tokens, max_slices):
     checkpoint = ImageSettings(scale_resolution=448, patch_size=14, max_slices=9, slice_mode=True, tokens_per_slice=64)
     limit = slice_limit(checkpoint, ImagePolicy(max_slices=max_slices, max_image_tokens=tokens))
@@ -95,7 +95,7 @@ def test_token_budget_is_kept_and_used(width, height, tokens, max_slices):
 @example(0)
 @example(159)
 @example(480_000)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_audio_counts_are_those_of_the_convolutions_and_the_pool(num_samples):
     counts = audio_counts(num_samples)
     assert counts.mel_frames == min(num_samples, 480_000) // 160

@@ -44,7 +44,7 @@ def test_the_kernel_gives_the_bits_of_the_definition(format: QuantFormat, isa: s
             assert same_bits(quantize(weight, format, h), quantize(weight, format, h, library))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(list(FORMATS.values())), st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=70))
 def test_any_values(format: QuantFormat, values: list[float]) -> None:
     weight = np.array([values], np.float32)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tianquan.serving.choice_writers import ChatWriter
@@ -34,7 +34,6 @@ def streamed(text, cuts, only_one=False):
     return content, [call["function"] for call in calls], reason
 
 
-@settings(deadline=None)
 @given(st.lists(PARTS, max_size=6).map("".join), st.data())
 def test_a_stream_says_what_the_whole_says(text, data):
     cuts = data.draw(st.lists(st.integers(0, len(text)), max_size=5))

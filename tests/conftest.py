@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ from random_checkpoint import write_random_checkpoint
 
 CONFORMANCE = Path(__file__).parent / "conformance"
 
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as in a background job: the programs under test would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("tests", deadline=None)  # a busy machine is no failure
 settings.load_profile("tests")
 

@@ -13,7 +13,7 @@ CONFORMANCE = Path(__file__).parent / "conformance"
 
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # as in a background job: the programs under test would inherit it
+):  # in a background job; programs under test inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("tests", deadline=None)  # a busy machine is no failure
 settings.load_profile("tests")

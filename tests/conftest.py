@@ -11,9 +11,7 @@ from random_checkpoint import write_random_checkpoint
 
 CONFORMANCE = Path(__file__).parent / "conformance"
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # in a background job; programs under test inherit it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a background job; programs under test inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("tests", deadline=None)  # a busy machine is no failure
 settings.load_profile("tests")

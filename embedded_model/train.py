@@ -101,6 +101,7 @@ COUNTING = {
     "spoken_digits": 5,
     "spoken_question": 14,
 }
+WHOLE = Stage(plan=MUON, batch_size=96, after=("answers",), weights=COUNTING, max_side=448, max_slices=1)
 STAGES: dict[str, Stage] = {
     "towers": Stage(
         plan=replace(MUON, optimizer="adamw", num_steps=900, warmup_steps=200, seed=1),
@@ -117,43 +118,27 @@ STAGES: dict[str, Stage] = {
         large=True,
     ),
     "answers": Stage(plan=replace(MUON, seed=2), batch_size=96, after=("shapes",), weights=SEEING),
-    "grounded": Stage(
-        plan=replace(MUON, warmup_steps=30, seed=3),
-        batch_size=96,
-        after=("answers",),
-        weights=COUNTING,
-        dense_share=0.5,
-        max_side=448,
-        max_slices=1,
-    ),
-    # By then the encoders name 86 % of shapes, 96 % of colours and 95 % of phonemes; what is made of it lags behind.
-    "reader": Stage(
+    "grounded": replace(WHOLE, plan=replace(MUON, warmup_steps=30, seed=3), dense_share=0.5),
+    # By then the encoders name what is there; what is made of it lags behind.
+    "reader": replace(
+        WHOLE,
         plan=replace(MUON, warmup_steps=30, seed=5),
-        batch_size=96,
         after=("grounded",),
         parts=("language_model", "resampler", "audio.projection", "audio.begin_end"),
         weights={**COUNTING, "read_text": 1},
-        max_side=448,
-        max_slices=1,
     ),
-    "finish": Stage(
+    "finish": replace(
+        WHOLE,
         plan=replace(MUON, num_steps=400, schedule="linear", warmup_steps=20, seed=4),
-        batch_size=96,
         after=("grounded", "reader"),
-        weights=COUNTING,
         dense_share=0.25,
-        max_side=448,
-        max_slices=1,
     ),
     # Cooling down brought more than the thousand steps before it: the rate was too high.
-    "longer": Stage(
+    "longer": replace(
+        WHOLE,
         plan=replace(MUON, learning_rate=4e-4, warmup_steps=30, seed=7),
-        batch_size=96,
         after=("finish",),
-        weights=COUNTING,
         dense_share=0.25,
-        max_side=448,
-        max_slices=1,
     ),
 }
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 
+import gguf
 import numpy as np
 import pytest
 
@@ -9,10 +10,7 @@ from command_line import assert_refused, run
 from json_files import edit_json
 from tianquan.checkpoint import open_checkpoint
 from tianquan.errors import CheckpointError
-
-gguf = pytest.importorskip("gguf")
-
-from tianquan.export.gguf_file import interleaved, save_gguf  # noqa: E402
+from tianquan.export.gguf_file import interleaved, save_gguf
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 # Largest error of a value, as a share of the largest in its block of 32: half a step, and the scale's rounding.

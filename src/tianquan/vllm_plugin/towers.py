@@ -66,8 +66,8 @@ class EmptyWeights:
         )
 
     def embedding(self, name: str, num_rows: int, size: int) -> ModuleHandle:
-        """See `WeightSource.embedding`: the encoders have none."""
-        raise NotImplementedError(name)
+        """See `WeightSource.embedding`; nothing in an encoder asks for one."""
+        raise AssertionError(f"{name}: an encoder has no embedding table")
 
 
 class Tower(ModuleTree):

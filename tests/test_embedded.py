@@ -93,6 +93,12 @@ def test_chat_needs_no_model(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_a_long_question_is_no_path():
+    result = command_line.run("chat", "hello " * 60)
+    assert result.returncode == 0, result.stderr
+    command_line.assert_refused(command_line.run("chat", "hello " * 20_000), "tokens")
+
+
 def test_it_verifies():
     result = command_line.run("verify", "embedded")
     assert result.returncode == 0, result.stdout + result.stderr

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from pathlib import Path
 
 from tianquan.checkpoint.plain_file import is_present
 from tianquan.errors import CheckpointError
 
+_MAX_NAME_BYTES = 255  # of a file: a longer text is a question
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 # Data only: never code, never pickle.
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja"]
@@ -54,6 +56,8 @@ def names_model(text: str) -> bool:
 
     A folder that is there, `embedded`, a hub id, or what looks like a path: a mistyped path must not become a question.
     """
+    if any(len(os.fsencode(part)) > _MAX_NAME_BYTES for part in text.split("/")):
+        return False
     looks_like_path = "/" in text or "\\" in text or text.startswith(("~", "."))
     has_spaces = len(text.split()) > 1
     return text == EMBEDDED or is_present(Path(text)) or (looks_like_path and not has_spaces)

@@ -37,12 +37,14 @@ WEIGHTS: dict[str, float] = {
     "read_text": 7,
     "two_images": 5,
     "follow_up": 6,
+    "interview": 0,  # of a later stage
     "transcribe": 12,
     "spoken_digits": 4,
     "spoken_question": 10,
+    "spoken_interview": 0,
     "spoken_chat": 3,
     "text": 3,
-    "film_direction": 0,  # of a later stage
+    "film_direction": 0,
     "film_order": 0,
     "film_colour": 0,
     "film_bounces": 0,

@@ -26,6 +26,30 @@ from embedded_model.writing import draw_text
 
 OTHER_LANGUAGE = 0.12  # share of reading and transcription prompts in the other language than the medium
 TWO_PICTURES_SIDE = 224  # pixels: two pictures make twice the features
+MORE_QUESTIONS = (3, 6)  # of an interview, after the first
+INTERVIEW_KINDS: dict[AskKind, float] = {  # how often each is asked; counting and places take longest to learn
+    "colour_of_shape": 5,
+    "shape_of_colour": 6,
+    "only_both": 5,
+    "count_all": 8,
+    "count_shape": 8,
+    "count_colour": 7,
+    "count_both": 6,
+    "exists_shape": 4,
+    "exists_colour": 3,
+    "exists_both": 4,
+    "is_colour": 3,
+    "where_shape": 8,
+    "where_both": 5,
+    "bigger_shape": 3,
+    "smaller_shape": 2,
+    "bigger_colour": 2,
+    "left_of": 3,
+    "right_of": 3,
+    "above": 3,
+    "below": 3,
+    "describe": 8,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +263,34 @@ def _ask_on(studio: Studio, language: Language, draft: Draft, scene: Scene, num_
     return draft
 
 
+def interview(studio: Studio, language: Language) -> Draft:
+    """Many questions about one scene: a picture is costly to look at, and each question teaches something else."""
+    ask = asks.random_ask(studio.rng.choices(*zip(*INTERVIEW_KINDS.items(), strict=True))[0], studio.rng)
+    scene, reply = scene_for(ask, studio.size(), studio.rng, language)
+    draft = Draft(asks=[ask]).ask(wordings.word(ask, language, studio.rng), reply, (studio.draw(scene),))
+    return _ask_more(studio, language, draft, scene, studio.rng.randint(*MORE_QUESTIONS))
+
+
+def _ask_more(studio: Studio, language: Language, draft: Draft, scene: Scene, num_turns: int) -> Draft:
+    """Add up to `num_turns` other questions about the scene, as far as it answers them."""
+    rng = studio.rng
+    kinds, weights = zip(*INTERVIEW_KINDS.items(), strict=True)
+    for _ in range(4 * num_turns):
+        kind = rng.choices(kinds, weights)[0]
+        thing = rng.choice(scene.objects)
+        known = rng.random() < (0.5 if kind.startswith(("exists", "is_")) else 0.85)
+        ask = asks.random_ask(kind, rng, thing.shape if known else None, thing.colour if known else None)
+        reply = asks.answer(ask, scene, language)
+        if reply is None or ask in draft.asks:
+            continue
+        draft.ask(wordings.word(ask, language, rng), reply)
+        draft.asks.append(ask)
+        num_turns -= 1
+        if num_turns == 0:
+            break
+    return draft
+
+
 # Speech -----------------------------------------------------------------------------------------------------
 def transcribe(studio: Studio, language: Language) -> Draft:
     """A clip to write down."""
@@ -264,6 +316,14 @@ def spoken_question(studio: Studio, language: Language) -> Draft:
     scene, reply = scene_for(clip.phrase.ask, studio.size(), studio.rng, language)
     text = studio.rng.choice(prompts.ANSWER_SPOKEN[language]) if studio.rng.random() < 0.3 else None
     return Draft(asks=[clip.phrase.ask]).ask(text, reply, (studio.draw(scene),), studio.sound(clip))
+
+
+def spoken_interview(studio: Studio, language: Language) -> Draft:
+    """A picture, a spoken question about it, and more questions in writing."""
+    draft = spoken_question(studio, language)
+    scene = draft.pictures[0].scene
+    assert scene is not None, "a spoken question is about a scene"
+    return _ask_more(studio, language, draft, scene, studio.rng.randint(*MORE_QUESTIONS))
 
 
 def spoken_chat(studio: Studio, language: Language) -> Draft:
@@ -321,9 +381,11 @@ TASKS: dict[str, Task] = {
     "read_text": read_text,
     "two_images": two_images,
     "follow_up": follow_up,
+    "interview": interview,
     "transcribe": transcribe,
     "spoken_digits": spoken_digits,
     "spoken_question": spoken_question,
+    "spoken_interview": spoken_interview,
     "spoken_chat": spoken_chat,
     "text": text,
     "film_direction": partial(watch, kind="direction"),
@@ -332,4 +394,6 @@ TASKS: dict[str, Task] = {
     "film_bounces": partial(watch, kind="bounces"),
     "film_speech": film_speech,
 }
-SPEECH_TASKS = frozenset({"transcribe", "spoken_digits", "spoken_question", "spoken_chat", "film_speech"})
+SPEECH_TASKS = frozenset(
+    {"transcribe", "spoken_digits", "spoken_question", "spoken_interview", "spoken_chat", "film_speech"}
+)

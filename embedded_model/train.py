@@ -3,16 +3,18 @@
     python -m embedded_model.train FOLDER --stage towers --seconds 1200
     python -m embedded_model.train FOLDER --stage answers --seconds 3600
     python -m embedded_model.train FOLDER --stage finish
+    python -m embedded_model.train FOLDER --stage heads --start src/tianquan/assets/embedded
 
-FOLDER/blueprint is the untrained checkpoint, FOLDER/STAGE the run of each stage (states, metrics.csv, loss.png,
-TensorBoard events). A stage starts from the weights the stage before ended with and goes on where it was stopped. A
-training run is resumed under the options it began with.
+FOLDER/blueprint is the checkpoint that training starts from, FOLDER/STAGE the run of each stage (states, metrics.csv,
+loss.png, TensorBoard events). A stage starts from the weights the stage before ended with and goes on where it was
+stopped. A training run is resumed under the options it began with.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,6 +103,33 @@ COUNTING = {
     "spoken_digits": 5,
     "spoken_question": 14,
 }
+# A picture is looked at once and asked about five times, which costs twice a single question.
+INTERVIEWS = {
+    "interview": 40,
+    "spoken_interview": 11,
+    "spoken_question": 3,
+    "colour": 1,
+    "shape": 1,
+    "colour_shape": 3,
+    "describe": 2,
+    "count": 4,
+    "exists": 1,
+    "position": 1.5,
+    "compare": 3,
+    "relation": 1.5,
+    "read_digits": 18,
+    "read_text": 2,
+    "two_images": 5,
+    "follow_up": 3,
+    "transcribe": 10,
+    "spoken_digits": 5,
+    "spoken_chat": 2,
+    "text": 2,
+    "film_direction": 2,
+    "film_order": 2,
+    "film_colour": 1,
+    "film_bounces": 2,
+}
 WHOLE = Stage(plan=MUON, batch_size=96, after=("answers",), weights=COUNTING, max_side=448, max_slices=1)
 STAGES: dict[str, Stage] = {
     "towers": Stage(
@@ -133,11 +162,29 @@ STAGES: dict[str, Stage] = {
         after=("grounded", "reader"),
         dense_share=0.25,
     ),
-    # Cooling down brought more than the thousand steps before it: the rate was too high.
-    "longer": replace(
+    # On a machine without the states of before: from the model that is in the package (--start), whose dense heads were
+    # thrown away. They are learned again before they may pull at the encoders.
+    "heads": replace(
         WHOLE,
-        plan=replace(MUON, learning_rate=4e-4, warmup_steps=30, seed=7),
-        after=("finish",),
+        plan=replace(MUON, num_steps=80, learning_rate=3e-3, warmup_steps=10, precision="float32", seed=8),
+        after=(),
+        parts=(),
+        dense_share=1.0,
+    ),
+    "interviews": replace(
+        WHOLE,
+        plan=replace(MUON, learning_rate=5e-4, precision="float32", seed=9),
+        batch_size=128,
+        after=("heads",),
+        weights=INTERVIEWS,
+        dense_share=0.25,
+    ),
+    "settle": replace(
+        WHOLE,
+        plan=replace(MUON, num_steps=500, learning_rate=5e-4, schedule="linear", precision="float32", seed=10),
+        batch_size=128,
+        after=("interviews",),
+        weights=INTERVIEWS,
         dense_share=0.25,
     ),
 }
@@ -192,11 +239,24 @@ def load_stage_heads(heads: DenseHeads, run: Path) -> None:
         heads.load_state_dict(weights)
 
 
-def train_stage(folder: Path, name: str, *, seconds: float = math.inf, num_workers: int = 1) -> int:
-    """Train a stage for some seconds or to its end; return its finished steps."""
+def train_stage(
+    folder: Path, name: str, *, start: Path | None = None, seconds: float = math.inf, num_workers: int = 1
+) -> int:
+    """Train a stage for some seconds or to its end; return its finished steps.
+
+    Args:
+        folder: of all stages.
+        name: the stage's.
+        start: a checkpoint whose weights a new folder begins with; None begins with untrained ones.
+        seconds: after which the stage is stopped, to be resumed later.
+        num_workers: processes that draw and speak.
+    """
     stage = STAGES[name]
     if not (folder / "blueprint").is_dir():
-        write_blueprint(folder / "blueprint")
+        if start is None:
+            write_blueprint(folder / "blueprint")
+        else:
+            shutil.copytree(start, folder / "blueprint")
     checkpoint, model, tree = load_tree(folder / "blueprint")
     for before in stage.after:
         load_stage_weights(tree, folder / before, stage.inherits)
@@ -229,10 +289,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the embedded model.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--stage", choices=STAGES, required=True)
+    parser.add_argument(
+        "--start", type=Path, help="checkpoint that a new FOLDER begins with, instead of an untrained one"
+    )
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop and save after this time")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw and speak")
     arguments = parser.parse_args()
-    done = train_stage(arguments.folder, arguments.stage, seconds=arguments.seconds, num_workers=arguments.workers)
+    done = train_stage(
+        arguments.folder,
+        arguments.stage,
+        start=arguments.start,
+        seconds=arguments.seconds,
+        num_workers=arguments.workers,
+    )
     print(f"{arguments.stage}: {done} steps done")
 
 

@@ -88,7 +88,8 @@ class Processor:
                 )
             self.placeholder_ids[token] = token_id
         structure = sorted({*tokenizer.special_tokens, IMAGE_MARK, AUDIO_MARK}, key=len, reverse=True)
-        self._structure = structure
+        self._structure_beginnings = tuple({token[:n] for token in structure for n in range(1, len(token))})
+        self._structure_endings = tuple({token[n:] for token in structure for n in range(1, len(token))})
         self._structure_pattern = re.compile("|".join(map(re.escape, structure)))
 
     def __call__(
@@ -160,9 +161,9 @@ class Processor:
     def _break_structure(self, text: str, breaker: str) -> str:
         """Put `breaker` inside every special string that text spells or could complete at its ends."""
         text = self._structure_pattern.sub(lambda match: match.group()[0] + breaker + match.group()[1:], text)
-        if any(text.endswith(token[:n]) for token in self._structure for n in range(1, len(token))):
+        if text.endswith(self._structure_beginnings):
             text += breaker
-        if any(text.startswith(token[n:]) for token in self._structure for n in range(1, len(token))):
+        if text.startswith(self._structure_endings):
             text = breaker + text
         return text
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from accelerate import PartialState
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
@@ -75,7 +76,7 @@ class DenseLoss(NamedTuple):
 
 
 class DenseSteps:
-    """Step s: `batch_size` numbered pictures or, in every `sound_every`-th step, sounds."""
+    """Step s: `batch_size` numbered pictures or, in every `sound_every`-th step, sounds; shared between processes."""
 
     def __init__(self, stream: SampleStream, batch_size: int, sound_every: int, max_objects: int, large: bool) -> None:
         self._stream = stream
@@ -83,11 +84,13 @@ class DenseSteps:
         self._sound_every = sound_every
         self._max_objects = max_objects
         self._large = large
+        processes = PartialState()
+        self._first, self._every = processes.process_index, processes.num_processes
 
     def __getitem__(self, step: int) -> list[list[DenseItem]]:
         """Return one micro-batch."""
         make = self._sound if step % self._sound_every == self._sound_every - 1 else self._picture
-        return [[make(step * self._batch_size + n) for n in range(self._batch_size)]]
+        return [[make(step * self._batch_size + n) for n in range(self._first, self._batch_size, self._every)]]
 
     def _picture(self, index: int) -> DenseItem:
         rng = random.Random(f"dense/{index}")

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 
 from embedded_model import scene_plans
 from embedded_model.blueprint import MAX_SLICES, write_blueprint
@@ -191,15 +192,17 @@ STAGES: dict[str, Stage] = {
 
 
 class SampleSteps:
-    """Step s: the samples s * batch_size and on, as examples."""
+    """Step s: the samples s * batch_size and on, as examples; of several processes each takes its share."""
 
     def __init__(self, stream: SampleStream, checkpoint: Checkpoint, stage: Stage) -> None:
         self._stream, self._checkpoint, self._stage = stream, checkpoint, stage
+        processes = PartialState()
+        self._first, self._every = processes.process_index, processes.num_processes
 
     def __getitem__(self, step: int) -> list[list[Example]]:
         """Return one micro-batch."""
         size = self._stage.batch_size
-        return [[self._example(step * size + n) for n in range(size)]]
+        return [[self._example(step * size + n) for n in range(self._first, size, self._every)]]
 
     def _example(self, index: int) -> Example:
         sample = self._stream.sample(index)
@@ -252,6 +255,7 @@ def train_stage(
         num_workers: processes that draw and speak.
     """
     stage = STAGES[name]
+    PartialState(cpu=not torch.cuda.is_available())  # before anything asks how many processes there are
     if not (folder / "blueprint").is_dir():
         if start is None:
             write_blueprint(folder / "blueprint")

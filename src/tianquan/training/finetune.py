@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from accelerate import PartialState
 
 from tianquan.backends.torch import TorchOps
 from tianquan.checkpoint import Checkpoint, find_folder, open_checkpoint
@@ -120,6 +121,8 @@ class Finetuning:
             KeyboardInterrupt: after the state was saved.
         """
         options = self.options
+        if PartialState(cpu=options.device == "cpu").num_processes > 1:
+            raise ParameterError("finetune trains in one process; start it without a launcher")
         plan = self._plan()
         objective, save = self._build(self.checkpoint)
         before = self._score_once(objective, "before")

@@ -5,6 +5,10 @@ machine. The weights stay float32; the forward pass is cast.
 
 Step s sees the batch number s and random numbers seeded by s, so a run that was killed and resumed is the run that was
 not.
+
+Started several times by `torchrun` (or `accelerate launch`), the processes share each micro-batch and average their
+gradients. On two cores two processes of one thread train faster than one process of two: between the products of
+matrices there is much that one thread does alone.
 """
 
 from __future__ import annotations
@@ -13,12 +17,14 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -43,7 +49,7 @@ ItemOut = TypeVar("ItemOut", covariant=True)
 
 
 class Steps(Protocol[ItemOut]):
-    """The data of a run: element i is what step i trains on, micro-batches of items."""
+    """The data of a run: element i is what this process trains on in step i, micro-batches of items."""
 
     def __getitem__(self, step: int) -> Sequence[Sequence[ItemOut]]:
         """Return the micro-batches of a step."""
@@ -85,9 +91,9 @@ class Trainer(Generic[Item]):
         if not self._parameters:
             raise TrainingError("nothing is trained: every part of the model is frozen")
         device = next(iter(self._parameters.values())).device
-        self._accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no")
-        if self._accelerator.num_processes > 1:
-            raise TrainingError("training runs in one process; start it without a launcher")
+        # A micro-batch without sound leaves the audio encoder without a gradient.
+        unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+        self._accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="no", kwargs_handlers=[unused])
         self._device = device
         self._autocast_dtype = _AUTOCAST[plan.precision]
         self._scaler = torch.amp.GradScaler(
@@ -110,20 +116,26 @@ class Trainer(Generic[Item]):
             return self.step
         model = self._accelerator.prepare(self._objective)
         model.train()
-        log = TrainingLog(self._run, self.plan.num_steps, self.step, self._log_interval)
+        is_main = self._accelerator.is_main_process
+        log = TrainingLog(self._run, self.plan.num_steps, self.step, self._log_interval) if is_main else None
         clock = _Clock(self.plan.save_seconds, self._stop_after)
+        was_interrupted = False
         try:
             with _Interruption() as interruption:
                 for micro_batches in self._batches():
-                    self._train_step(model, micro_batches, log)
-                    if interruption.asked or clock.time_to_stop():
+                    done = self._train_step(model, micro_batches, lambda: (interruption.asked, clock.time_to_stop()))
+                    if log is not None:
+                        log.add(self.step, **done.row)
+                    was_interrupted = done.was_interrupted
+                    if done.is_last:
                         break
                     if clock.time_to_save():
                         self._save()
                 self._save()
         finally:
-            log.close()
-        if interruption.asked:
+            if log is not None:
+                log.close()
+        if was_interrupted:
             raise KeyboardInterrupt
         return self.step
 
@@ -139,35 +151,45 @@ class Trainer(Generic[Item]):
         )
         yield from loader
 
-    def _train_step(self, model: Any, micro_batches: Sequence[Sequence[Item]], log: TrainingLog) -> None:
+    def _train_step(
+        self, model: Any, micro_batches: Sequence[Sequence[Item]], stop: Callable[[], tuple[bool, bool]]
+    ) -> _FinishedStep:
+        """Train on one batch; `stop` says whether this process was interrupted, and whether its time is over."""
         torch.manual_seed(self.plan.seed * 1_000_003 + self.step)
         rate = self.plan.rate_at(self.step)
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        num_terms = sum(self._objective.num_terms(items) for items in micro_batches)
-        total, num_tokens = 0.0, 0
-        correct: dict[str, tuple[int, int]] = {}
-        for items in micro_batches:
-            loss = self._loss(model, items)
-            self._accelerator.backward(self._scaler.scale(loss.total / max(1, num_terms)))
-            total += loss.total.item()
-            num_tokens += loss.num_tokens
-            for group, (right, all_) in loss.correct.items():
-                before = correct.get(group, (0, 0))
-                correct[group] = (before[0] + right, before[1] + all_)
+        own_terms = sum(self._objective.num_terms(items) for items in micro_batches)
+        num_terms = sum(self._share(own_terms))
+        # Processes average their gradients; the loss is the mean over the terms of all of them.
+        scale = self._accelerator.num_processes / max(1, num_terms)
+        losses = []
+        for n, items in enumerate(micro_batches, 1):
+            last = n == len(micro_batches)
+            with nullcontext() if last else self._accelerator.no_sync(model):
+                loss = self._loss(model, items)
+                self._accelerator.backward(self._scaler.scale(loss.total * scale))
+            losses.append((loss.total.item(), loss.num_tokens, loss.correct))
         norm, skipped = self._update(micro_batches)
         self.step += 1
-        log.add(
-            self.step,
-            loss=0.0 if skipped else total,
-            num_terms=0 if skipped else num_terms,
-            num_tokens=num_tokens,
-            learning_rate=rate,
-            gradient_norm=0.0 if skipped else norm,
-            skipped=skipped,
-            correct=correct,
-        )
+        shares = self._share((losses, *stop()))
+        losses = [loss for share in shares for loss in share[0]]
+        row = {
+            "loss": 0.0 if skipped else sum(total for total, _, _ in losses),
+            "num_terms": 0 if skipped else num_terms,
+            "num_tokens": sum(tokens for _, tokens, _ in losses),
+            "learning_rate": rate,
+            "gradient_norm": 0.0 if skipped else norm,
+            "skipped": skipped,
+            "correct": _sum_counts([correct for _, _, correct in losses]),
+        }
+        interrupted, over = (any(share[n] for share in shares) for n in (1, 2))
+        return _FinishedStep(row, interrupted, interrupted or over)
+
+    def _share(self, own: Any) -> list[Any]:
+        """Return what each process has, in their order."""
+        return gather_object([own]) if self._accelerator.num_processes > 1 else [own]
 
     def _loss(self, model: Any, items: Sequence[Item]) -> StepLoss:
         with torch.autocast(self._device.type, self._autocast_dtype, enabled=self._autocast_dtype is not None):
@@ -225,8 +247,28 @@ class Trainer(Generic[Item]):
         self.step = state.step
 
     def _save(self) -> None:
+        if not self._accelerator.is_main_process:
+            return
         scaler = self._scaler.state_dict()
         save_state(self._run, self.step, self.plan, self._parameters, self._optimizers, scaler)
+
+
+class _FinishedStep(NamedTuple):
+    """What a step leaves: a row of metrics, and whether training was interrupted or is over."""
+
+    row: dict[str, Any]
+    was_interrupted: bool
+    is_last: bool
+
+
+def _sum_counts(counts: Sequence[dict[str, tuple[int, int]]]) -> dict[str, tuple[int, int]]:
+    """Add up right answers and answers, group by group."""
+    total: dict[str, tuple[int, int]] = {}
+    for groups in counts:
+        for group, (right, all_) in groups.items():
+            before = total.get(group, (0, 0))
+            total[group] = (before[0] + right, before[1] + all_)
+    return total
 
 
 class _StepDataset(Dataset[Any]):

@@ -4,6 +4,7 @@
     python -m embedded_model.train FOLDER --stage answers --seconds 3600
     python -m embedded_model.train FOLDER --stage finish
     python -m embedded_model.train FOLDER --stage heads --start src/tianquan/assets/embedded
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m embedded_model.train FOLDER --stage interviews   # two cores
 
 FOLDER/blueprint is the checkpoint that training starts from, FOLDER/STAGE the run of each stage (states, metrics.csv,
 loss.png, TensorBoard events). A stage starts from the weights the stage before ended with and goes on where it was
@@ -307,6 +308,7 @@ def main() -> None:
         num_workers=arguments.workers,
     )
     print(f"{arguments.stage}: {done} steps done")
+    PartialState().destroy_process_group()
 
 
 if __name__ == "__main__":

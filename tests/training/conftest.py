@@ -7,7 +7,7 @@ import importlib.util
 _NEEDED = ("torch", "accelerate", "peft")
 _MISSING = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
 
-collect_ignore = ["test_finetune.py", "test_module_tree.py", "test_trainer.py"] if _MISSING else []
+collect_ignore = ["test_finetune.py", "test_processes.py", "test_module_tree.py", "test_trainer.py"] if _MISSING else []
 
 
 def pytest_report_header() -> str | None:

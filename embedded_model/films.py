@@ -3,10 +3,14 @@
 Kinds: a shape moves left, right, up or down; two or three shapes appear or disappear one after the other; a shape
 changes its colour; a shape bounces on the ground one to four times. The ground, the objects' exact colours and the
 faults of the camera are the same in all frames of a film.
+
+Most films are short and staged, a frame for each thing that happens; the others are what a video of a few seconds is
+when it is looked at a few times a second: small steps, and a ball that is hardly ever caught on the ground.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,8 +26,13 @@ from embedded_model.pictures import Object, Scene, Wanted, degrade, paint, plan_
 
 SIDE = 112  # pixels
 NUM_FRAMES = (4, 8)
+MANY_FRAMES = (9, 20)
+MANY_SHARE = 0.35  # of films
 RATES = (1.0, 2.0, 4.0)  # frames a second
+RATE_OF_MANY = 4.0
 MAX_BOUNCES = 4
+STAGED_SHARE = 0.35  # of bouncing films: a frame on the ground for each bounce
+FRAMES_PER_ARC = (2.6, 6.0)  # fewer frames of a bounce would not show it
 
 FilmKind = Literal["direction", "order", "colour_change", "bounces"]
 FILM_KINDS: tuple[FilmKind, ...] = get_args(FilmKind)
@@ -101,7 +110,7 @@ def draw_film(kind: FilmKind, language: Language, rng: random.Random, noise: np.
 
 def _direction(language: Language, rng: random.Random, noise: np.random.Generator) -> Film:
     direction: Direction = rng.choice(tuple(_STEPS))
-    (across, down), count = _STEPS[direction], rng.randint(*NUM_FRAMES)
+    (across, down), count = _STEPS[direction], _num_frames(rng)
     radius = rng.uniform(0.1, 0.2)
     reach = rng.uniform(0.3, 0.5 - radius)  # from the middle, a share of the side
     lane = rng.uniform(radius, 1 - radius)
@@ -117,7 +126,7 @@ def _direction(language: Language, rng: random.Random, noise: np.random.Generato
 
 
 def _order(language: Language, rng: random.Random, noise: np.random.Generator) -> Film:
-    number, count = rng.choice((2, 2, 3)), rng.randint(*NUM_FRAMES)
+    number, count = rng.choice((2, 2, 3)), _num_frames(rng)
     names = zip(rng.sample(shapes.SHAPE_NAMES, number), rng.sample(colours.COLOUR_NAMES, number), strict=True)
     scene = plan_scene([Wanted(shape=s, colour=c, radius=0.16) for s, c in names], (SIDE, SIDE), rng)
     moments = sorted(rng.sample(range(1, count), number))  # from the second frame on: before it, nothing has happened
@@ -131,7 +140,7 @@ def _order(language: Language, rng: random.Random, noise: np.random.Generator) -
 
 
 def _colour_change(language: Language, rng: random.Random, noise: np.random.Generator) -> Film:
-    count = rng.randint(*NUM_FRAMES)
+    count = _num_frames(rng)
     others = [_thing(rng, radius=0.1)] if rng.random() < 0.3 else []
     scene = plan_scene([_thing(rng, radius=rng.uniform(0.14, 0.3)), *others], (SIDE, SIDE), rng)
     before = scene.objects[0]
@@ -146,19 +155,17 @@ def _colour_change(language: Language, rng: random.Random, noise: np.random.Gene
 
 def _bounces(language: Language, rng: random.Random, noise: np.random.Generator) -> Film:
     bounces = rng.randint(1, MAX_BOUNCES)
-    count = rng.randint(max(NUM_FRAMES[0], 2 * bounces), NUM_FRAMES[1])
     radius = rng.uniform(0.09, 0.15)
     scene = plan_scene([_thing(rng, radius=radius)], (SIDE, SIDE), rng)
     ball = scene.objects[0]
     ground = rng.uniform(0.84, 0.92)
-    # Frames on the ground have one in the air before and between them, so that each contact is one bounce.
-    slack = rng.sample(range(count - 2 * bounces + bounces), bounces)
-    contacts = {1 + n + at for n, at in enumerate(sorted(slack))}
-    start, stop = rng.sample((radius, 1 - radius), 2)
+    heights = (_staged_heights if rng.random() < STAGED_SHARE else _arcs)(bounces, rng)
+    lowest, room = rng.uniform(0.3, 0.45), ground - 2 * radius
+    start, stop = rng.sample((radius, 1 - radius), 2) if rng.random() < 0.6 else (0.5, 0.5)
     frames = []
-    for n in range(count):
-        height = 0.0 if n in contacts else rng.uniform(0.3, ground - 2 * radius)
-        x = start + (stop - start) * n / (count - 1)
+    for n, share in enumerate(heights):
+        x = start + (stop - start) * n / (len(heights) - 1)
+        height = share * (lowest + (room - lowest) * rng.random() if False else room)
         frames.append([replace(ball, x=x * SIDE, y=(ground - radius - height) * SIDE)])
     return _film("bounces", scene, frames, ball, str(bounces), language, rng, noise, ground=ground)
 

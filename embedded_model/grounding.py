@@ -1,7 +1,8 @@
 """Answers and dense targets in one loss: a model that learns to answer goes on naming what it sees and hears.
 
-An answer is a handful of tokens; the patches of its picture are 64 targets more, for the price of a few small heads.
-The features are those of the same forward pass.
+An answer is a handful of tokens; the patches of its picture are 64 targets more, for the price of a few small heads,
+and the resampler's queries 16: each is to tell which object has its middle in its cell of the picture, so that an
+object is one token to the language model. The features are those of the same forward pass.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ from torch import Tensor
 from embedded_model.blueprint import PATCH_SIZE
 from embedded_model.samples import Sample
 from embedded_model.speech import ClipBank
-from embedded_model.towers import DenseHeads, Targets, join_targets, picture_targets, sound_targets, tokens_of
+from embedded_model.towers import (
+    DenseHeads,
+    Targets,
+    cell_targets,
+    join_targets,
+    picture_targets,
+    sound_targets,
+    tokens_of,
+)
 from tianquan.models.omni_model import OmniModel, frames_of
 from tianquan.processing.image import patchify
 from tianquan.request import AudioInput, ImageInput
@@ -29,41 +38,40 @@ from tianquan.training.objective import AnswerObjective, StepLoss
 
 @dataclass(frozen=True, kw_only=True)
 class GroundedExample(Example):
-    """An example with the classes of its patches, slice by slice, and of its audio tokens, clip by clip."""
+    """An example with the classes of its patches and queries, slice by slice, and of its audio tokens, clip by clip."""
 
     patches: tuple[Targets, ...]
+    cells: tuple[Targets, ...]
     tokens: tuple[Targets, ...]
 
 
 def ground(example: Example, sample: Sample, bank: ClipBank) -> GroundedExample:
     """Return the example with what the generator knows of its media."""
-    patches = []
+    patches, cells = [], []
     pictures = [image for image in example.prompt.images if not image.num_video_frames]  # films have no labels
     for image, picture in zip(pictures, sample.pictures, strict=True):
         width, height = picture.image.size
         overview, *slices = image.slices
         patches.append(picture_targets(picture.labels, *_grid(overview)))
+        cells.append(cell_targets(picture.labels))
         for n, pixels in enumerate(slices):
             row, col = divmod(n, image.grid.cols)
             left, top = width * col / image.grid.cols, height * row / image.grid.rows
             box = (left, top, left + width / image.grid.cols, top + height / image.grid.rows)
             patches.append(picture_targets(picture.labels, *_grid(pixels), box))
+            cells.append(cell_targets(picture.labels, box))
     clips = zip(example.prompt.audios, sample.sounds, strict=True)
     return GroundedExample(
         **vars(example),
         patches=tuple(patches),
+        cells=tuple(cells),
         tokens=tuple(sound_targets(sound, bank, clip.num_tokens) for clip, sound in clips),
     )
 
 
-def _patches_of_pictures(images: Sequence[ImageInput]) -> Tensor:
-    """Return which patches (P,) belong to pictures; the frames of films have no labels."""
-    rows = [
-        np.full(math.prod(_grid(frame)), image.num_video_frames == 0)
-        for image in images
-        for frame in frames_of([image])
-    ]
-    return torch.from_numpy(np.concatenate(rows))
+def _of_pictures(images: Sequence[ImageInput]) -> npt.NDArray[np.bool_]:
+    """Return which slices (S,) belong to pictures; the frames of films have no labels."""
+    return np.array([image.num_video_frames == 0 for image in images for _ in frames_of([image])])
 
 
 def _grid(pixels: npt.NDArray[np.uint8]) -> tuple[int, int]:
@@ -87,11 +95,12 @@ class GroundedObjective(AnswerObjective):
         self.heads = heads
         self._share = share
         self._patch_features: Tensor | None = None
+        self._query_features: Tensor | None = None
         self._sound_features: Tensor | None = None
 
     def forward(self, items: Sequence[Example]) -> StepLoss:
         """See `Objective.forward`."""
-        self._patch_features = self._sound_features = None
+        self._patch_features = self._query_features = self._sound_features = None
         loss = super().forward(items)
         grounded = [item for item in items if isinstance(item, GroundedExample)]
         assert len(grounded) == len(items)
@@ -99,10 +108,13 @@ class GroundedObjective(AnswerObjective):
         if self._patch_features is not None:
             targets = join_targets([targets for item in grounded for targets in item.patches])
             dense = dense + self.heads.picture_loss(self._patch_features, targets).total / len(targets[0])
+        if self._query_features is not None:
+            targets = join_targets([targets for item in grounded for targets in item.cells])
+            dense = dense + self.heads.cell_loss(self._query_features, targets).total / len(targets[0])
         if self._sound_features is not None:
             targets = join_targets([targets for item in grounded for targets in item.tokens])
             dense = dense + self.heads.sound_loss(self._sound_features, targets).total / len(targets[0])
-        self._patch_features = self._sound_features = None
+        self._patch_features = self._query_features = self._sound_features = None
         return replace(loss, total=loss.total + self._share * loss.num_terms * dense)
 
     def encode_images(self, images: Sequence[ImageInput]) -> Tensor:
@@ -111,10 +123,13 @@ class GroundedObjective(AnswerObjective):
         slices = frames_of(images)
         grids = [_grid(pixels) for pixels in slices]
         features: Tensor = encoder([patchify(pixels, PATCH_SIZE) for pixels in slices], grids)
-        of_pictures = _patches_of_pictures(images)
+        queries = resampler(features, grids)  # (S, Q, C)
+        of_pictures = _of_pictures(images)
         if of_pictures.any():
-            self._patch_features = features if of_pictures.all() else features[of_pictures]
-        return self._model.join_frames(resampler(features, grids), images).flatten(0, 1)
+            of_patches = torch.from_numpy(np.repeat(of_pictures, [math.prod(grid) for grid in grids]))
+            self._patch_features = features if of_pictures.all() else features[of_patches]
+            self._query_features = queries[torch.from_numpy(of_pictures)].flatten(0, 1)
+        return self._model.join_frames(queries, images).flatten(0, 1)
 
     def encode_clips(self, clips: Sequence[AudioInput]) -> Tensor:
         """See `AnswerObjective.encode_clips`."""

@@ -26,6 +26,17 @@ class PatchLabels(NamedTuple):
     centre: Classes  # 1 where the middle of an object lies in the patch: counting starts here
 
 
+class CellLabels(NamedTuple):
+    """Classes per cell of a coarse grid, each (rows, cols); 0 is background. Every object is in one cell only."""
+
+    shape: Classes  # of an object whose middle lies in the cell
+    colour: Classes
+    top_left: Classes  # characters of the cell's quarters
+    top_right: Classes
+    bottom_left: Classes
+    bottom_right: Classes
+
+
 @dataclass(frozen=True, kw_only=True)
 class LabelMap:
     """Classes per pixel: `index` points into the tuples, whose entry 0 is the background."""
@@ -58,6 +69,20 @@ class LabelMap:
                 centre[row, col] = 1
         shape, colour, character = (_classes(table, index) for table in (self.shapes, self.colours, self.characters))
         return PatchLabels(shape, colour, character, centre)
+
+    def cells(self, side: int, box: tuple[float, float, float, float] | None = None) -> CellLabels:
+        """Return what a `side` x `side` grid over `box` is to tell: objects whose middle lies there, letters."""
+        height, width = self.index.shape
+        left, top, right, bottom = box or (0.0, 0.0, float(width), float(height))
+        shape, colour = np.zeros((side, side), np.int64), np.zeros((side, side), np.int64)
+        for n, (x, y) in enumerate(self.centres, 1):
+            row = int((y - top) / (bottom - top) * side)
+            col = int((x - left) / (right - left) * side)
+            if 0 <= row < side and 0 <= col < side:
+                shape[row, col], colour[row, col] = self.shapes[n], self.colours[n]
+        letters = self.patches(2 * side, 2 * side, box).character
+        quarters = letters.reshape(side, 2, side, 2).transpose(1, 3, 0, 2).reshape(4, side, side)
+        return CellLabels(shape, colour, *quarters)
 
 
 def _classes(table: tuple[int, ...], index: npt.NDArray[np.uint8]) -> Classes:

@@ -28,18 +28,18 @@ OTHER_LANGUAGE = 0.12  # share of reading and transcription prompts in the other
 TWO_PICTURES_SIDE = 224  # pixels: two pictures make twice the features
 MORE_QUESTIONS = (3, 6)  # of an interview, after the first
 INTERVIEW_KINDS: dict[AskKind, float] = {  # how often each is asked; counting and places take longest to learn
-    "colour_of_shape": 5,
+    "colour_of_shape": 10,
     "shape_of_colour": 6,
     "only_both": 5,
     "count_all": 8,
-    "count_shape": 8,
+    "count_shape": 9,
     "count_colour": 7,
     "count_both": 6,
     "exists_shape": 4,
     "exists_colour": 3,
     "exists_both": 4,
     "is_colour": 3,
-    "where_shape": 8,
+    "where_shape": 9,
     "where_both": 5,
     "bigger_shape": 3,
     "smaller_shape": 2,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embedded_model import colours, shapes, words
-from embedded_model.blueprint import NUM_MELS, PATCH_SIZE
+from embedded_model.blueprint import NUM_MELS, PATCH_SIZE, QUERY_GRID
 from embedded_model.label_map import LabelMap
 from embedded_model.samples import SampleStream
 from embedded_model.speech import ClipBank
@@ -125,10 +125,16 @@ class DenseHeads(nn.Module):
         sound_sizes = (1 + num_phonemes, 1 + num_phonemes, 1 + num_words)
         self.picture = _linears(model.config.vision.hidden_size, picture_sizes)
         self.sound = _linears(model.config.audio.output_size, sound_sizes)
+        cell_sizes = (1 + len(shapes.SHAPE_CLASS), 1 + len(colours.COLOUR_CLASS), *[characters] * 4)
+        self.cells = _linears(model.config.language.hidden_size, cell_sizes)
 
     def picture_loss(self, features: Tensor, targets: Targets) -> DenseLoss:
         """Return the loss of patches (P, C)."""
         return _dense_loss(features, self.picture, targets, BACKGROUND_WEIGHT)
+
+    def cell_loss(self, features: Tensor, targets: Targets) -> DenseLoss:
+        """Return the loss of the resampler's queries (Q, C), each of which tells of one cell of the picture."""
+        return _dense_loss(features, self.cells, targets, BACKGROUND_WEIGHT)
 
     def sound_loss(self, features: Tensor, targets: Targets) -> DenseLoss:
         """Return the loss of audio tokens (F, C)."""
@@ -169,6 +175,11 @@ def sound_targets(sound: Sound, bank: ClipBank, num_tokens: int) -> Targets:
 def picture_targets(labels: LabelMap, rows: int, cols: int, box: Box | None = None) -> Targets:
     """Return the classes of the patches of a slice that shows `box` of a picture."""
     return tuple(kind.reshape(-1) for kind in labels.patches(rows, cols, box))
+
+
+def cell_targets(labels: LabelMap, box: Box | None = None) -> Targets:
+    """Return the classes of the resampler's queries for a slice that shows `box` of a picture."""
+    return tuple(kind.reshape(-1) for kind in labels.cells(QUERY_GRID, box))
 
 
 class DenseObjective(Objective[DenseItem]):

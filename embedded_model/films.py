@@ -47,6 +47,7 @@ _QUESTIONS: dict[str, dict[Language, tuple[str, ...]]] = {
         "en": (
             *("Which way does the {shape} move?", "In which direction does the {shape} move?", "Where is it moving?"),
             *("Which direction does the {colour} {shape} go?", "Does the {shape} move left, right, up or down?"),
+            *("What direction does the {shape} move?", "Which way is the {shape} moving?", "Which way does it go?"),
         ),
         "zh": (
             *("{shape}向哪个方向移动？", "{shape}往哪边动？", "它朝哪个方向移动？", "{colour}的{shape}向哪里移动？"),
@@ -84,9 +85,13 @@ _QUESTIONS: dict[str, dict[Language, tuple[str, ...]]] = {
     "bounces": {
         "en": (
             *("How many times does the {shape} bounce?", "How often does it bounce?", "Count the bounces."),
-            "How many times does the {shape} hit the ground?",
+            *("How many times does the {shape} hit the ground?", "How many bounces are there?"),
+            *("How many times does the ball bounce?", "How many times does the {colour} {shape} bounce?"),
         ),
-        "zh": ("{shape}弹了几次？", "它弹跳了几次？", "{shape}碰到地面几次？", "数一数弹跳的次数。"),
+        "zh": (
+            *("{shape}弹了几次？", "它弹跳了几次？", "{shape}碰到地面几次？", "数一数弹跳的次数。", "球弹了几次？"),
+            "{colour}的{shape}弹跳了多少次？",
+        ),
     },
 }
 
@@ -112,7 +117,7 @@ def _direction(language: Language, rng: random.Random, noise: np.random.Generato
     direction: Direction = rng.choice(tuple(_STEPS))
     (across, down), count = _STEPS[direction], _num_frames(rng)
     radius = rng.uniform(0.1, 0.2)
-    reach = rng.uniform(0.3, 0.5 - radius)  # from the middle, a share of the side
+    reach = rng.uniform(0.18, 0.5 - radius)  # from the middle, a share of the side
     lane = rng.uniform(radius, 1 - radius)
     still = [_thing(rng, place=_beside(lane, across != 0, rng), radius=0.09)] if rng.random() < 0.4 else []
     scene = plan_scene([_thing(rng, radius=radius), *still], (SIDE, SIDE), rng)
@@ -159,15 +164,41 @@ def _bounces(language: Language, rng: random.Random, noise: np.random.Generator)
     scene = plan_scene([_thing(rng, radius=radius)], (SIDE, SIDE), rng)
     ball = scene.objects[0]
     ground = rng.uniform(0.84, 0.92)
-    heights = (_staged_heights if rng.random() < STAGED_SHARE else _arcs)(bounces, rng)
-    lowest, room = rng.uniform(0.3, 0.45), ground - 2 * radius
+    heights = (_staged_heights if rng.random() < STAGED_SHARE else _arc_heights)(bounces, rng)
     start, stop = rng.sample((radius, 1 - radius), 2) if rng.random() < 0.6 else (0.5, 0.5)
     frames = []
-    for n, share in enumerate(heights):
+    for n, height in enumerate(heights):
         x = start + (stop - start) * n / (len(heights) - 1)
-        height = share * (lowest + (room - lowest) * rng.random() if False else room)
-        frames.append([replace(ball, x=x * SIDE, y=(ground - radius - height) * SIDE)])
-    return _film("bounces", scene, frames, ball, str(bounces), language, rng, noise, ground=ground)
+        y = ground - radius - height * (ground - 2 * radius)
+        frames.append([replace(ball, x=x * SIDE, y=y * SIDE)])
+    line = ground if rng.random() < 0.7 else None
+    return _film("bounces", scene, frames, ball, str(bounces), language, rng, noise, ground=line)
+
+
+def _staged_heights(bounces: int, rng: random.Random) -> list[float]:
+    """Return a height from 0 to 1 for each frame: on the ground once for each bounce, anywhere in the air between."""
+    count = rng.randint(max(NUM_FRAMES[0], 2 * bounces), NUM_FRAMES[1])
+    # Frames on the ground have one in the air before and between them, so that each contact is one bounce.
+    slack = rng.sample(range(count - bounces), bounces)
+    contacts = {1 + n + at for n, at in enumerate(sorted(slack))}
+    return [0.0 if n in contacts else rng.uniform(0.45, 1.0) for n in range(count)]
+
+
+def _arc_heights(bounces: int, rng: random.Random) -> list[float]:
+    """Return heights of a ball that is let fall, or thrown up, and looked at in even steps; it may lose height."""
+    count = max(NUM_FRAMES[0], min(MANY_FRAMES[1], round(bounces * rng.uniform(*FRAMES_PER_ARC)) + 1))
+    is_thrown = rng.random() < 0.4  # it begins on the ground and comes back to it `bounces` times
+    kept = rng.choice((1.0, 1.0, rng.uniform(0.65, 0.95)))  # of the height, at each bounce
+    top, sharpness = rng.uniform(0.7, 1.0), rng.choice((1.0, 1.0, 2.0))  # |sin|, or sin^2, which is slow at the ground
+    heights = []
+    for n in range(count):
+        turns = bounces * n / (count - 1) + (0.0 if is_thrown else 0.5)  # whole where it is on the ground
+        heights.append(top * kept ** math.floor(turns) * abs(math.sin(math.pi * turns)) ** sharpness)
+    return heights
+
+
+def _num_frames(rng: random.Random) -> int:
+    return rng.randint(*(MANY_FRAMES if rng.random() < MANY_SHARE else NUM_FRAMES))
 
 
 # Drawing ----------------------------------------------------------------------------------------------------
@@ -197,7 +228,8 @@ def _film(
     question = rng.choice(_QUESTIONS[kind][language]).format(
         shape=asks.shape_word(asked.shape, language), colour=asks.colour_word(asked.colour, language)
     )
-    return Film(frames=np.stack(drawn), rate=rng.choice(RATES), question=question, reply=reply)
+    rate = rng.choice(RATES) if len(drawn) <= NUM_FRAMES[1] else RATE_OF_MANY
+    return Film(frames=np.stack(drawn), rate=rate, question=question, reply=reply)
 
 
 def _thing(rng: random.Random, place: tuple[float, float] | None = None, radius: float | None = None) -> Wanted:

@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from embedded_model.films import FILM_KINDS, MAX_BOUNCES, SIDE, draw_film
+from embedded_model.films import FILM_KINDS, MANY_FRAMES, MAX_BOUNCES, NUM_FRAMES, SIDE, _arc_heights, draw_film
 from embedded_model.samples import WEIGHTS
 from embedded_model.write_records import write_records
 
@@ -42,7 +42,8 @@ def test_films_are_off_in_the_stages_there_are():
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_films_have_few_small_frames_and_a_spread_of_answers(kind, language):
     drawn = films(kind, language, 60)
-    assert all(film.frames.shape[1:] == (SIDE, SIDE, 3) and 4 <= len(film.frames) <= 8 for film in drawn)
+    assert all(film.frames.shape[1:] == (SIDE, SIDE, 3) and 4 <= len(film.frames) <= MANY_FRAMES[1] for film in drawn)
+    assert {len(film.frames) <= NUM_FRAMES[1] for film in drawn} == {True, False}
     assert all(film.question.isascii() == (language == "en") and "{" not in film.question for film in drawn)
     replies = Counter(film.reply for film in drawn)
     assert max(replies.values()) < 30
@@ -64,6 +65,15 @@ def test_bounces_are_one_to_four_and_apart():
         assert len(film.frames) >= 2 * int(film.reply)
 
 
+def test_arcs_come_down_as_often_as_the_answer_says():
+    for n in range(200):
+        bounces = 1 + n % MAX_BOUNCES
+        heights = _arc_heights(bounces, random.Random(n))
+        assert heights[0] < 1e-6 or heights[0] > 0.6  # thrown up, or let fall
+        falls = np.diff(heights) < 0
+        assert np.count_nonzero(falls[1:] & ~falls[:-1]) + falls[0] == bounces
+
+
 def test_splits_differ(train, heldout):
     for task in FILM_TASKS[:4]:
         seen = [stream.sample(3, {task: 1.0}).conversation[0]["content"]["video"][0] for stream in (train, heldout)]
@@ -76,7 +86,7 @@ def test_a_film_is_a_training_example(task, train, processor):
     record = Record(tuple(parse_messages(sample.conversation)), "film")
     policy = MediaPolicy(video=VideoPolicy(max_tokens=10_000))
     example = build_example(processor, record, policy, None, 10_000)
-    assert 1 <= example.prompt.num_video_frames <= 8
+    assert 1 <= example.prompt.num_video_frames <= MANY_FRAMES[1]
     assert len(example.prompt.audios) == (task == "film_speech")
     assert example.loss_mask.any()
 

@@ -108,3 +108,9 @@ def test_command(checkpoint_folder, tmp_path):
     assert "int8" in result.stdout
     assert_refused(run(*export), "exists already")
     assert_refused(run("export", checkpoint_folder, tmp_path / "x", "--recipe", "int4"), "--recipe", "--type")
+
+
+def test_such_a_folder_is_not_for_this_engine(exported):
+    _, folder = exported
+    with pytest.raises(CheckpointError, match="another engine's low bits .* give the original folder"):
+        open_checkpoint(folder)

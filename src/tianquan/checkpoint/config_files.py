@@ -167,7 +167,12 @@ def parse_config(file: JsonFile) -> ModelConfig:
 
 def _parse_language(file: JsonFile) -> LanguageConfig:
     file.require("hidden_act", "silu", None)
-    for key in ("rope_scaling", "rope_parameters", "sliding_window", "quantization_config"):
+    if "quantization_config" in file:
+        raise CheckpointError(
+            f"{file.label}: the weights are in another engine's low bits (quantization_config); give the original "
+            "folder, or one that `tianquan quantize` wrote"
+        )
+    for key in ("rope_scaling", "rope_parameters", "sliding_window"):
         file.require(key, None, None)
     file.require("attention_bias", False, False)
     file.require("mlp_bias", False, False)

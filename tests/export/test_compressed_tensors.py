@@ -112,5 +112,5 @@ def test_command(checkpoint_folder, tmp_path):
 
 def test_such_a_folder_is_not_for_this_engine(exported):
     _, folder = exported
-    with pytest.raises(CheckpointError, match="another engine's low bits .* give the original folder"):
+    with pytest.raises(CheckpointError, match=r"another engine's low bits .* give the original folder"):
         open_checkpoint(folder)

@@ -151,7 +151,7 @@ class Ours:
     def __init__(self, folder: Path, threads: int) -> None:
         from tianquan.benchmark.measure import Ceilings
         from tianquan.benchmark.run import decode_bytes
-        from tianquan.llm import load
+        from tianquan.loading import load
 
         llm = load(folder, threads=threads)
         self._model, self._decode_bytes = llm.model, decode_bytes(llm)

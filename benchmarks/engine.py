@@ -11,7 +11,7 @@ from pathlib import Path
 from tianquan.benchmark.engine_stages import EnginePlan, measure_engine
 from tianquan.benchmark.run import machine_name
 from tianquan.benchmark.synthetic import write_synthetic_folder
-from tianquan.llm import load
+from tianquan.loading import load
 from tianquan.quantization.recipes import find_recipe
 
 

@@ -28,7 +28,7 @@ from tianquan.benchmark.measure import measure_turns
 from tianquan.benchmark.run import machine_name
 from tianquan.benchmark.synthetic import write_synthetic_folder
 from tianquan.kernels.library import KernelLibrary
-from tianquan.llm import load
+from tianquan.loading import load
 from tianquan.quantization.recipes import find_recipe
 
 NUM_SLICES = 3

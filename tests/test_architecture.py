@@ -31,6 +31,7 @@ LAYERS = {
     "session_file": 5,
     "watch": 5,
     "llm": 5,
+    "loading": 5,
     "benchmark": 6,
     "evaluation": 6,
     "serving": 6,

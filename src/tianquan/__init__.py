@@ -12,7 +12,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tianquan.llm import LLM, load
+    from tianquan.llm import LLM
+    from tianquan.loading import load
     from tianquan.request import ImagePolicy, MediaPolicy, SamplingParams
 
 __version__ = "0.1.0"
@@ -20,7 +21,7 @@ __all__ = ["LLM", "ImagePolicy", "MediaPolicy", "SamplingParams", "__version__",
 
 _HOMES = {
     "LLM": "tianquan.llm",
-    "load": "tianquan.llm",
+    "load": "tianquan.loading",
     "ImagePolicy": "tianquan.request",
     "MediaPolicy": "tianquan.request",
     "SamplingParams": "tianquan.request",

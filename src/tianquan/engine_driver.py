@@ -1,8 +1,10 @@
-"""Stepping the engine on a thread of its own while there is work, and handing each output to who asked.
+"""Stepping engines on a thread of their own while there is work, and handing each output to who asked.
 
-Callers wait for outputs and can be interrupted; the engine cannot be, halfway through a step. The thread ends
-when all requests have, so a model nobody uses is held by nothing. A process that ends meanwhile stops the thread
-first: kernels must not run while the interpreter and their library are taken apart under them.
+Callers wait for outputs and can be interrupted; an engine cannot be, halfway through a step. Engines that share a
+processor share the thread: it steps each that has work in turn, so that two never compute at once and none waits for
+more than a step of each of the others. The thread ends when all requests have, so a model nobody uses is held by
+nothing. A process that ends meanwhile stops the thread first: kernels must not run while the interpreter and their
+library are taken apart under them.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import atexit
 import ctypes
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 
 from tianquan.engine.engine import Engine
@@ -22,14 +25,66 @@ logger = logging.getLogger(__name__)
 Listener = Callable[[RequestOutput], None]
 
 
-class EngineDriver:
-    """The one owner of an engine. Every method may be called from any thread."""
+class StepThread:
+    """A thread while there is something to step, for one engine or for several that take turns."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self._lock = threading.Lock()  # of the two fields below; never held during a step
-        self._listeners: dict[int, tuple[Listener, Callable[[Exception], None]]] = {}
+    def __init__(self) -> None:
+        self.lock = threading.Lock()  # of everything here and of the drivers' listeners; never held during a step
+        self._busy: deque[EngineDriver] = deque()  # those with requests, the next one first
         self._thread: threading.Thread | None = None
+
+    def begin(self, driver: EngineDriver) -> None:
+        """See to it that a driver is stepped until its requests have ended. The lock is held by the caller."""
+        if driver not in self._busy:
+            self._busy.append(driver)
+        if self._thread is None:
+            atexit.register(self._stop_at_exit)
+            self._thread = threading.Thread(target=self._run, name="tianquan-engine", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        while (driver := self._next()) is not None:
+            driver.step()
+
+    def _next(self) -> EngineDriver | None:
+        """Return whose turn it is; None, and the thread ends, when no driver has a request."""
+        with self.lock:
+            while self._busy:
+                driver = self._busy.popleft()
+                if driver.has_requests:
+                    self._busy.append(driver)
+                    return driver
+            self._thread = None
+            atexit.unregister(self._stop_at_exit)
+            return None
+
+    def _stop_at_exit(self) -> None:
+        """Stop the thread between two operations, whatever it has left: nobody will ask for it any more."""
+        thread = self._thread
+        if thread is None or thread.ident is None:
+            return
+        leave = ctypes.py_object(SystemExit)
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), leave)
+        thread.join()
+
+
+class EngineDriver:
+    """The one owner of an engine. Every method but `step` may be called from any thread.
+
+    Args:
+        engine: what it steps.
+        thread: where; a thread of its own by default. Engines of one pool of kernel threads share one.
+    """
+
+    def __init__(self, engine: Engine, thread: StepThread | None = None) -> None:
+        self.engine = engine
+        self._thread = thread or StepThread()
+        self._listeners: dict[int, tuple[Listener, Callable[[Exception], None]]] = {}
+
+    @property
+    def has_requests(self) -> bool:
+        """True while somebody waits for an output."""
+        return bool(self._listeners)
 
     def submit(self, request: EngineRequest, listener: Listener, on_failure: Callable[[Exception], None]) -> int:
         """Queue a request and return its id.
@@ -42,13 +97,10 @@ class EngineDriver:
         Raises:
             ParameterError, PromptError: see `Engine.add`.
         """
-        with self._lock:
+        with self._thread.lock:
             request_id = self.engine.add(request)
             self._listeners[request_id] = (listener, on_failure)
-            if self._thread is None:
-                atexit.register(self._stop_at_exit)
-                self._thread = threading.Thread(target=self._run, name="tianquan-engine", daemon=True)
-                self._thread.start()
+            self._thread.begin(self)
         return request_id
 
     def abort(self, request_id: int) -> None:
@@ -59,24 +111,19 @@ class EngineDriver:
         """Return a snapshot; counts of a step in progress may be partly in it."""
         return self.engine.statistics()
 
-    def _run(self) -> None:
-        while True:
-            with self._lock:
-                if not self._listeners:
-                    self._thread = None
-                    atexit.unregister(self._stop_at_exit)
-                    return
-            try:
-                outputs = self.engine.step()
-            except Exception as error:
-                logger.exception("the engine stopped")
-                self._give_up(error)
-                return
-            for output in outputs:
-                self._deliver(output)
+    def step(self) -> None:
+        """Do one step and hand out what it gave. For the stepping thread only."""
+        try:
+            outputs = self.engine.step()
+        except Exception as error:
+            logger.exception("the engine stopped")
+            self._give_up(error)
+            return
+        for output in outputs:
+            self._deliver(output)
 
     def _deliver(self, output: RequestOutput) -> None:
-        with self._lock:
+        with self._thread.lock:
             entry = self._listeners.get(output.request_id)
             if output.end is not None:
                 self._listeners.pop(output.request_id, None)
@@ -90,22 +137,11 @@ class EngineDriver:
 
     def _give_up(self, error: Exception) -> None:
         """End every request after a failure of the engine itself, and start over with an empty engine."""
-        with self._lock:
+        with self._thread.lock:
             entries = list(self._listeners.values())
             self._listeners.clear()
-            self._thread = None
-            atexit.unregister(self._stop_at_exit)
             self.engine = self.engine.started_anew()
         failure = ModelError("the engine failed and was started anew; the log tells why")
         failure.__cause__ = error
         for _, on_failure in entries:
             on_failure(failure)
-
-    def _stop_at_exit(self) -> None:
-        """Stop the thread between two operations, whatever it has left: nobody will ask for it any more."""
-        thread = self._thread
-        if thread is None or thread.ident is None:
-            return
-        leave = ctypes.py_object(SystemExit)
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), leave)
-        thread.join()

@@ -1,4 +1,4 @@
-"""The Python API: a loaded model that chats, generates, transcribes and keeps conversations.
+"""The Python API: a loaded model that chats, generates, transcribes and keeps conversations. `loading.py` loads it.
 
 llm = tianquan.load("path/to/checkpoint")
 print(llm.chat([{"role": "user", "content": {"text": "What is this?", "image": "photo.jpg"}}]).text)
@@ -6,31 +6,25 @@ print(llm.chat([{"role": "user", "content": {"text": "What is this?", "image": "
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tianquan.answer import Answer, TextPiece, last
-from tianquan.backends import Backend, make_ops
-from tianquan.backends.kv_cache import KVFormat, SequenceBatch
-from tianquan.checkpoint import Checkpoint, find_folder, open_checkpoint
-from tianquan.checkpoint.adapter import Adapter
+from tianquan.backends.kv_cache import SequenceBatch
+from tianquan.checkpoint import Checkpoint
 from tianquan.checkpoint.config_files import VENDOR_SAMPLING
-from tianquan.checkpoint.tensor_list import needed_weights
 from tianquan.checkpoint.weight_reader import OnProgress
 from tianquan.engine.constraints import ConstraintCompiler, Vocabulary
 from tianquan.engine.engine import Engine
 from tianquan.engine.interface import Constraint, EngineOptions, EngineRequest, EngineStatistics
-from tianquan.engine.memory import DEFAULT_KV_BYTES, kv_bytes_within
 from tianquan.engine.parameter_checks import check_params
-from tianquan.engine_driver import EngineDriver
+from tianquan.engine_driver import EngineDriver, StepThread
 from tianquan.errors import ParameterError, PromptError
 from tianquan.models.omni_model import OmniModel
 from tianquan.processing.messages import MediaSource
@@ -49,8 +43,6 @@ from tianquan.request import (
 )
 from tianquan.session import Session
 
-logger = logging.getLogger(__name__)
-
 CHAT_SAMPLING = VENDOR_SAMPLING  # where the checkpoint has no generation_config.json of its own
 GREEDY = SamplingParams(temperature=0.0)
 TRANSCRIBE_INSTRUCTION = "Convert speech to text."  # the vendor's prompt for speech recognition
@@ -58,15 +50,25 @@ TRANSCRIBE_SAMPLING = replace(GREEDY, max_tokens=512)  # 30 s of fast speech is 
 
 
 class LLM:
-    """One model on one backend. Calls may come from several threads: one engine answers them side by side."""
+    """One model on one backend. Calls may come from several threads: one engine answers them side by side.
+
+    adapted: by name, this model with adapters that were loaded beside it (`load(adapters=...)`); engines of their own,
+        whose steps take turns with this one's.
+    """
 
     def __init__(
-        self, checkpoint: Checkpoint, model: OmniModel, recipe: Recipe, options: EngineOptions | None = None
+        self,
+        checkpoint: Checkpoint,
+        model: OmniModel,
+        recipe: Recipe,
+        options: EngineOptions | None = None,
+        thread: StepThread | None = None,
     ) -> None:
         self.checkpoint = checkpoint
         self.model = model
         self.recipe = recipe
-        self.driver = EngineDriver(Engine(model, options))
+        self.driver = EngineDriver(Engine(model, options), thread)
+        self.adapted: dict[str, LLM] = {}
         self._compiler: ConstraintCompiler | None = None
 
     @property
@@ -254,6 +256,12 @@ class LLM:
             )
         return self._compiler(form)
 
+    def load_towers(self) -> None:
+        """Read what sees and what hears now, of the adapters too, instead of when the first medium comes."""
+        for llm in (self, *self.adapted.values()):
+            llm.model.load_vision()
+            llm.model.load_audio()
+
     def statistics(self) -> EngineStatistics:
         """Return what the engine did so far, and holds now."""
         return self.driver.statistics()
@@ -349,71 +357,3 @@ class Trace:
             arrays["image_features"] = self.image_features
         arrays.update({f"audio_features.{n}": features for n, features in enumerate(self.audio_features)})
         return arrays
-
-
-def load(
-    model: str | Path,
-    *,
-    precision: str | None = None,
-    backend: Backend = "native",
-    device: str = "cpu",
-    threads: int | None = None,
-    revision: str | None = None,
-    on_progress: OnProgress | None = None,
-    engine: EngineOptions | None = None,
-    max_memory: int | None = None,
-    kv_format: KVFormat | None = None,
-    adapter: str | Path | None = None,
-) -> LLM:
-    """Load a model.
-
-    Args:
-        model: a folder of the official layout, or a hub id (`owner/name`, `owner/name@revision`).
-        precision: what to keep the weights in: float32, bfloat16, float16, int8, int4 or a recipe's name;
-            as stored for a low-bit folder, else int4 by default.
-        backend: native (C++ kernels) or reference (numpy).
-        device: cpu.
-        threads: threads of the native backend; None = one per core.
-        revision: branch, tag or commit of a hub repository.
-        on_progress: called with (weight name, bytes read) for each weight.
-        engine: memory and limits of the engine.
-        max_memory: bytes that weights, keys and values, features and work may take together; decides how much of
-            the past is kept where `engine` does not.
-        kv_format: what the native backend keeps keys and values in; the recipe's by default.
-        adapter: folder of a LoRA adapter in peft's format, added to the weights as they are read.
-
-    Raises:
-        CheckpointError, ParameterError, BackendError: nothing is loaded then.
-    """
-    checkpoint = open_checkpoint(find_folder(model, revision))
-    recipe = checkpoint.recipe(precision)
-    if kv_format is not None and (backend != "native" or kv_format not in get_args(KVFormat)):
-        raise ParameterError(
-            f"kv_format {kv_format!r} on backend {backend!r}: expected one of {', '.join(get_args(KVFormat))}, "
-            "on the native backend"
-        )
-    engine = _within(max_memory, engine or EngineOptions(), checkpoint, recipe)
-    ops = make_ops(backend, device, threads, kv_format or recipe.kv_format)
-    _warn_of_storage_formats(recipe)
-    opened = None if adapter is None else Adapter.open(Path(adapter), checkpoint.config)
-    weights = checkpoint.weights(recipe, ops, on_progress, opened)
-    return LLM(checkpoint, OmniModel(checkpoint.config, weights, ops), recipe, engine)
-
-
-def _within(max_memory: int | None, options: EngineOptions, checkpoint: Checkpoint, recipe: Recipe) -> EngineOptions:
-    """Return engine options that keep to a bound on the whole memory."""
-    if max_memory is None:
-        return options
-    weight_bytes = sum(weight.nbytes(recipe) for weight in needed_weights(checkpoint.config))
-    rest = kv_bytes_within(max_memory, weight_bytes, options.encoder_cache_bytes)
-    if options.kv_cache_bytes is not None:
-        if options.kv_cache_bytes > rest:
-            raise ParameterError(f"kv_cache_bytes is {options.kv_cache_bytes}, max_memory leaves {rest}; ask for less")
-        return options
-    return replace(options, kv_cache_bytes=min(rest, DEFAULT_KV_BYTES))
-
-
-@cache
-def _warn_of_storage_formats(recipe: Recipe) -> None:
-    if recipe.name in ("bfloat16", "float16"):
-        logger.info("%s weights are kept as they are and computed with in float32 on this device", recipe.name)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 
 import command_line
 import tianquan
+from random_adapter import write_adapter
 from tianquan.checkpoint import open_checkpoint
 from tianquan.checkpoint.adapter import Adapter
 from tianquan.checkpoint.names import module_path
-from tianquan.checkpoint.safetensors_file import write_safetensors
-from tianquan.checkpoint.tensor_list import needed_weights
 from tianquan.errors import CheckpointError
 
 NAMES = ("language_model.layers.0.attention.query", "resampler.attention.key", "resampler.output", "audio.conv1")
-SETTINGS = {"peft_type": "LORA", "r": 2, "lora_alpha": 3.0, "bias": "none", "target_modules": []}
 
 
 @pytest.fixture
@@ -26,26 +22,11 @@ def config(checkpoint_folder):
 
 
 @pytest.fixture
-def write(tmp_path, config):
-    shapes = {weight.name: weight.shape for weight in needed_weights(config)}
+def write(tmp_path, checkpoint_folder):
+    def write(settings=None, tensors=None, names=NAMES):
+        return write_adapter(tmp_path / "adapter", checkpoint_folder, names, settings=settings, tensors=tensors)
 
-    def write_adapter(settings=None, tensors=None, names=NAMES):
-        folder = tmp_path / "adapter"
-        folder.mkdir(exist_ok=True)
-        rng = np.random.default_rng(0)
-        made = {}
-        for name in names:
-            out_features, in_features = shapes[name]
-            prefix = f"base_model.model.{module_path(name)}"
-            made[f"{prefix}.lora_A.weight"] = rng.normal(0, 0.1, (2, in_features)).astype(np.float32)
-            made[f"{prefix}.lora_B.weight"] = rng.normal(0, 0.1, (out_features, 2)).astype(np.float32)
-        made.update(tensors or {})
-        kept = {name: ("F32", value) for name, value in made.items() if value is not None}
-        write_safetensors(folder / "adapter_model.safetensors", kept)
-        (folder / "adapter_config.json").write_text(json.dumps({**SETTINGS, **(settings or {})}))
-        return folder, made
-
-    return write_adapter
+    return write
 
 
 @pytest.mark.parametrize(("rslora", "scale"), [(False, 1.5), (True, 3 / 2**0.5)])

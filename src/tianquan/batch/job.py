@@ -60,6 +60,7 @@ class BatchPlan:
             *(config.model_name, config.revision, config.precision, config.backend, config.kv_format),
             *(config.max_model_len, config.max_tokens, self.seed),
             *(config.max_slices, config.max_image_tokens, config.long_audio),
+            *config.adapters,
         ]
         return hashlib.sha256(json.dumps(given).encode()).digest()
 

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from tianquan.benchmark.measure import resident_bytes
-from tianquan.llm import GREEDY, load
+from tianquan.llm import GREEDY
+from tianquan.loading import load
 
 
 def main() -> None:

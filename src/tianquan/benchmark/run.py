@@ -36,7 +36,8 @@ from tianquan.benchmark.measure import Ceilings, OnStage, Plan, measure_model
 from tianquan.benchmark.synthetic import write_synthetic_folder
 from tianquan.checkpoint.tensor_list import needed_weights
 from tianquan.errors import TianquanError
-from tianquan.llm import LLM, load
+from tianquan.llm import LLM
+from tianquan.loading import load
 from tianquan.quantization.recipes import Recipe
 
 

@@ -32,7 +32,10 @@ def batch(
     max_num_seqs: Annotated[int | None, typer.Option(help="Answers computed side by side; 16 by default.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Of rows that do not say; 1024 by default.")] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Most tokens of a prompt and its answer.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="NAME=FOLDER of a LoRA adapter.")] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FOLDER of a LoRA adapter, for rows of the model NAME; may be repeated."),
+    ] = None,
     max_row_bytes: Annotated[int | None, typer.Option(help="Of one row; 64 MiB by default.")] = None,
     max_media_bytes: Annotated[int | None, typer.Option(help="Of one media file; 32 MiB by default.")] = None,
     kv_cache_bytes: options.KVCacheBytes = None,

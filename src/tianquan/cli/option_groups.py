@@ -33,7 +33,7 @@ class Running:
     def load(self, model: str, progress: options.LoadProgress | None = None, memory: Memory | None = None) -> LLM:
         """Load a model behind a progress bar, which shows again when a tower is loaded on first use."""
         from tianquan.engine.interface import EngineOptions
-        from tianquan.llm import load
+        from tianquan.loading import load
 
         progress = progress or options.LoadProgress()
         memory = memory or Memory()

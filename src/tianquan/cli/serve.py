@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tianquan.cli import options
-from tianquan.errors import BackendError, ParameterError
+from tianquan.errors import BackendError
 
 if TYPE_CHECKING:
     from tianquan.llm import LLM
@@ -20,15 +20,6 @@ List = list[str] | None
 
 def _flag(text: str) -> Any:
     return typer.Option(help=text, show_default=False)
-
-
-def _only(adapters: List) -> str | None:
-    """Return the one adapter; the option may be repeated only so that nobody's first one is dropped in silence."""
-    if adapters and len(adapters) > 1:
-        raise ParameterError(
-            f"{len(adapters)} adapters are given; a server adds one to its weights: run a server for each of them"
-        )
-    return adapters[0] if adapters else None
 
 
 def serve(
@@ -44,7 +35,9 @@ def serve(
     max_queue: Annotated[Number, _flag("Requests that wait beyond those; more get 429; 64 by default.")] = None,
     max_model_len: Annotated[Number, _flag("Most tokens of a prompt and its answer.")] = None,
     max_tokens: Annotated[Number, _flag("Of answers whose request does not say; 1024 by default.")] = None,
-    adapter: Annotated[List, _flag("NAME=FOLDER of one LoRA adapter; the model is called NAME then.")] = None,
+    adapter: Annotated[
+        List, _flag("NAME=FOLDER of a LoRA adapter, served as NAME beside the model; may be repeated.")
+    ] = None,
     kv_cache_bytes: options.KVCacheBytes = None,
     max_memory: options.MaxMemory = None,
     kv_format: options.KVFormatOption = None,
@@ -83,7 +76,7 @@ def serve(
     ray: Annotated[str | None, _flag("Address of a Ray cluster, or local: replicas behind this endpoint.")] = None,
 ) -> None:
     """Serve the model to OpenAI clients and browsers."""
-    flags = {**locals(), "insecure": insecure or None, "adapter": _only(adapter)}
+    flags = {**locals(), "insecure": insecure or None}
     from tianquan.serving.config import make_config
 
     file = flags.pop("config")
@@ -110,7 +103,7 @@ def load_model(settings: ServeConfig) -> LLM:
     """Load the model a configuration names, with a progress bar; replicas and batch workers call it too."""
     from tianquan.engine.interface import EngineOptions
     from tianquan.engine.scheduler import SchedulerLimits
-    from tianquan.llm import load
+    from tianquan.loading import load
 
     progress = options.LoadProgress()
     try:
@@ -122,7 +115,7 @@ def load_model(settings: ServeConfig) -> LLM:
             threads=settings.threads,
             revision=settings.revision,
             on_progress=progress,
-            adapter=settings.adapter_folder,
+            adapters=settings.adapters,
             max_memory=options.parse_bytes(settings.max_memory, "--max-memory"),
             kv_format=settings.kv_format,
             engine=EngineOptions(

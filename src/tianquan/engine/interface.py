@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -121,6 +122,14 @@ class EngineStatistics:
     def kv_cache_usage(self) -> float:
         """Share of blocks that running requests hold."""
         return self.num_blocks_in_use / self.num_blocks
+
+    @classmethod
+    def of_all(cls, each: Sequence[EngineStatistics]) -> EngineStatistics:
+        """Return the sums over one engine or more."""
+        sums: dict[str, Any] = {
+            name: sum(getattr(one, name) for one in each) for name in vars(each[0]) if name != "ended"
+        }
+        return cls(**sums, ended=dict(sum((Counter(one.ended) for one in each), Counter())))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain form for JSON."""

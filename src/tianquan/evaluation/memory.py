@@ -16,7 +16,8 @@ import numpy as np
 
 from tianquan.benchmark.measure import resident_bytes
 from tianquan.errors import TianquanError
-from tianquan.llm import GREEDY, load
+from tianquan.llm import GREEDY
+from tianquan.loading import load
 
 _PICTURE = (448, 448, 3)  # one slice
 _SAMPLE_RATE = 16000

@@ -16,6 +16,7 @@ from typing import Any
 import ray
 
 from tianquan.checkpoint import find_folder, open_checkpoint
+from tianquan.checkpoint.adapter import Adapter
 from tianquan.errors import ParameterError, TianquanError
 from tianquan.processing.labels import printable
 from tianquan.serving.config import ServeConfig
@@ -109,15 +110,17 @@ def with_whole_paths(config: ServeConfig) -> ServeConfig:
     """Return a configuration for workers, which have another working folder. What the model is called stays."""
     model = str(Path(config.model).resolve()) if Path(config.model).is_dir() else config.model
     root = None if config.media_root is None else config.media_root.resolve()
-    name, separator, folder = (config.adapter or "").partition("=")
-    adapter = f"{name}={Path(folder).resolve()}" if separator else None
-    return replace(config, model=model, served_model_name=config.model_name, media_root=root, adapter=adapter)
+    adapters = tuple(f"{name}={folder.resolve()}" for name, folder in config.adapters.items())
+    return replace(config, model=model, served_model_name=config.model_name, media_root=root, adapter=adapters)
 
 
 def check_model(config: ServeConfig) -> None:
-    """Open the model here, without its weights: what is wrong with it is told at once, not by every worker.
+    """Open the model here, without its weights, and its adapters: what is wrong is told at once, not by every worker.
 
     Raises:
         CheckpointError, ParameterError: see `tianquan.load`.
     """
-    open_checkpoint(find_folder(config.model, config.revision)).recipe(config.precision)
+    checkpoint = open_checkpoint(find_folder(config.model, config.revision))
+    checkpoint.recipe(config.precision)
+    for folder in config.adapters.values():
+        Adapter.open(folder, checkpoint.config)

@@ -191,7 +191,7 @@ def conversation_of(request: ForwardedRequest) -> str:
             beginning = prompt[:_PROMPT_START]
         else:
             return uuid.uuid4().hex
-        text = json.dumps([request.salt, body.get("user"), body.get("cache_salt"), beginning])
+        text = json.dumps([request.salt, body.get("model"), body.get("user"), body.get("cache_salt"), beginning])
     except (ValueError, RecursionError, AttributeError, TypeError):
         return uuid.uuid4().hex  # the replica says what is wrong with it
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

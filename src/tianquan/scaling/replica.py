@@ -82,8 +82,7 @@ class Replica:
         self._service = Service(config)
         llm = load(config)
         if config.preload:
-            llm.model.load_vision()
-            llm.model.load_audio()
+            llm.load_towers()
         self._service.set_ready(llm)
         self._name = f"{socket.gethostname()}:{os.getpid()}".encode()
 

@@ -44,7 +44,7 @@ async def chat_completions(service: Service, call: Call) -> None:
     """Answer a conversation."""
     with service.admission.enter() as place:
         body = await service.reader.read_json(call.request, protocol.ChatRequest, place)
-        service.check_model(body.model)
+        model = service.find_model(body.model)
         tools = told_tools(body)
         sampling = chat_sampling(body, tools, service.default_sampling, service.vocab_size)
         place.extend(sampling.n - 1)
@@ -52,9 +52,10 @@ async def chat_completions(service: Service, call: Call) -> None:
             service.check_text_len(text_len(body.messages))
             messages = await resolve(body.messages, service.config.max_media, service.fetcher)
             prepared = await service.prepare(inbox, lambda: service.chat_prompt(with_tools(messages, tools)))
-            generation = await service.generate(call, inbox, place, [prepared], sampling, salt=salt_of(call, body))
+            salt = salt_of(call, body)
+            generation = await service.generate(call, inbox, place, [prepared], sampling, model=model, salt=salt)
             has_logprobs, only_one = sampling.logprobs is not None, body.parallel_tool_calls is False
-            form = AnswerForm("chatcmpl", call.id, int(time.time()), service.model_name)
+            form = AnswerForm("chatcmpl", call.id, int(time.time()), model.name)
             await _answer(
                 service,
                 call,
@@ -69,7 +70,7 @@ async def completions(service: Service, call: Call) -> None:
     """Continue plain text, without the chat template."""
     with service.admission.enter() as place:
         body = await service.reader.read_json(call.request, protocol.CompletionRequest, place)
-        service.check_model(body.model)
+        model = service.find_model(body.model)
         sampling = completion_sampling(body, service.default_sampling, service.vocab_size)
         prompts = _prompts(body)
         for prompt in prompts:
@@ -79,8 +80,9 @@ async def completions(service: Service, call: Call) -> None:
             prepared = [
                 await service.prepare(inbox, _plain_prompt(service, prompt, service.vocab_size)) for prompt in prompts
             ]
-            generation = await service.generate(call, inbox, place, prepared, sampling, salt=salt_of(call, body))
-            form = AnswerForm("cmpl", call.id, int(time.time()), service.model_name)
+            salt = salt_of(call, body)
+            generation = await service.generate(call, inbox, place, prepared, sampling, model=model, salt=salt)
+            form = AnswerForm("cmpl", call.id, int(time.time()), model.name)
             await _answer(
                 service,
                 call,

@@ -54,7 +54,7 @@ class ServeConfig:
     max_queue: requests that wait beyond those; more get 429.
     max_model_len: most tokens of a prompt and its answer; the model's window by default.
     max_tokens: of an answer whose request does not say.
-    adapter: NAME=FOLDER of a LoRA adapter added to the weights; clients call the model NAME then.
+    adapter: NAME=FOLDER of each LoRA adapter served beside the model, to clients that call it NAME.
     kv_cache_bytes, max_memory: sizes such as 1G; see `tianquan.load`, and there kv_format too.
     encoder_cache_bytes, speculation: see `EngineOptions`.
     allow_media_domain: hosts whose https URLs are fetched; none by default.
@@ -88,7 +88,7 @@ class ServeConfig:
     max_queue: int = 64
     max_model_len: int | None = None
     max_tokens: int = 1024
-    adapter: str | None = None
+    adapter: tuple[str, ...] = ()
     kv_cache_bytes: str | None = None
     max_memory: str | None = None
     kv_format: KVFormat | None = None
@@ -137,21 +137,31 @@ class ServeConfig:
             raise ParameterError("replicas are processes of a Ray cluster: give ray, its address, or local")
         if self.max_replicas is not None and self.max_replicas < (self.replicas or 1):
             raise ParameterError(f"max_replicas is {self.max_replicas}, fewer than the {self.replicas or 1} replicas")
-        name, separator, folder = (self.adapter or "a=b").partition("=")
-        if not (name and separator and folder):
-            raise ParameterError("adapter must be NAME=FOLDER")
+        self._check_adapters()
+
+    def _check_adapters(self) -> None:
+        """Hold adapters against their form, and their names against each other."""
+        names = [self.model_name]
+        for given in self.adapter:
+            name, separator, folder = given.partition("=")
+            if not (name and separator and folder) or name != printable(name.strip()):
+                raise ParameterError(f"adapter must be NAME=FOLDER, got {printable(given)!r}")
+            if name in names:
+                other = (
+                    "the model's own; give the model another with served_model_name" if name == names[0] else "taken"
+                )
+                raise ParameterError(f"adapter {name}: the name is {other}, or give the adapter another name")
+            names.append(name)
 
     @property
     def model_name(self) -> str:
-        """What clients call the model: the adapter's name if there is one."""
-        if self.adapter is not None:
-            return self.adapter.partition("=")[0]
+        """What clients call the model itself, without an adapter."""
         return self.served_model_name or default_model_name(self.model)
 
     @property
-    def adapter_folder(self) -> Path | None:
-        """Where the adapter is."""
-        return None if self.adapter is None else Path(self.adapter.partition("=")[2])
+    def adapters(self) -> dict[str, Path]:
+        """Where each adapter is, by its name."""
+        return {name: Path(folder) for name, _, folder in (given.partition("=") for given in self.adapter)}
 
     @property
     def is_local(self) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from tianquan.engine.interface import EngineStatistics, RequestEnd
 
@@ -82,13 +82,13 @@ class Metrics:
         """Count a response."""
         self._responses[route, status] += 1
 
-    def text(self, engine: EngineStatistics, num_preparing: int, model: str) -> str:
+    def text(self, engine: EngineStatistics, num_preparing: int, models: Sequence[str]) -> str:
         """Return everything in Prometheus' text format.
 
         Args:
-            engine: its snapshot.
+            engine: its snapshot, of several the sums.
             num_preparing: requests that hold a place and are not in the engine yet or any more.
-            model: the name the model is served under.
+            models: the names that are served.
         """
         lines: list[str] = []
         waiting = engine.num_waiting + num_preparing
@@ -112,7 +112,8 @@ class Metrics:
         lines += _plain("request_success_total", "counter", "Answers by how they ended.", finished)
         responses = [(f'{{route="{r}",status="{s}"}}', count) for (r, s), count in sorted(self._responses.items())]
         lines += _plain("http_responses_total", "counter", "Responses by route and status.", responses)
-        lines += _plain("model_info", "gauge", "The model served.", [(f'{{model_name="{_quoted(model)}"}}', 1)])
+        names = [(f'{{model_name="{_quoted(name)}"}}', 1) for name in models]
+        lines += _plain("model_info", "gauge", "The models served: the base and its adapters.", names)
         for histogram in (self.first_token, self.inter_token, self.end_to_end, self.queue, self.vision, self.audio):
             lines += histogram.lines()
         return "\n".join(lines) + "\n"

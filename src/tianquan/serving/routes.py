@@ -17,7 +17,7 @@ from tianquan.serving.gate import Gate
 from tianquan.serving.metrics import CONTENT_TYPE
 from tianquan.serving.openapi import openapi_document
 from tianquan.serving.page import Page
-from tianquan.serving.service import Service
+from tianquan.serving.service import ServedModel, Service
 from tianquan.serving.transcription_route import transcriptions
 
 Route = Callable[[Service, Call], Awaitable[None]]
@@ -25,24 +25,28 @@ Route = Callable[[Service, Call], Awaitable[None]]
 
 async def models(service: Service, call: Call) -> None:
     """List the models."""
-    await call.respond_json({"object": "list", "data": [_model(service)]})
+    await call.respond_json({"object": "list", "data": [_model(service, model) for model in service.models]})
 
 
 async def one_model(service: Service, call: Call) -> None:
     """Describe one model."""
-    service.check_model(call.path.removeprefix("/v1/models/"))
-    await call.respond_json(_model(service))
+    model = service.find_model(call.path.removeprefix("/v1/models/"))
+    await call.respond_json(_model(service, model))
 
 
-def _model(service: Service) -> dict[str, Any]:
+def _model(service: Service, model: ServedModel) -> dict[str, Any]:
+    parent = (
+        {} if model.name == service.model_name else {"parent": service.model_name}
+    )  # of an adapter, as vLLM says it
     return {
-        "id": service.model_name,
+        "id": model.name,
         "object": "model",
         "created": service.created,
         "owned_by": "tianquan",
         "max_model_len": service.max_model_len,
         "input_modalities": ["text", "image", "audio"],
         "output_modalities": ["text"],
+        **parent,
     }
 
 
@@ -50,7 +54,7 @@ async def tokenize(service: Service, call: Call) -> None:
     """Return the token ids of a text, or of a conversation with its template and media."""
     with service.admission.enter() as place:
         body = await service.reader.read_json(call.request, protocol.TokenizeRequest, place)
-        service.check_model(body.model)
+        service.find_model(body.model)
         given = [value for value in (body.prompt, body.content, body.messages) if value is not None]
         if len(given) != 1:
             raise ApiError(400, "give exactly one of prompt, content and messages", code="invalid_value")
@@ -73,9 +77,9 @@ async def health(service: Service, call: Call) -> None:
 
 async def metrics(service: Service, call: Call) -> None:
     """Return Prometheus metrics."""
-    statistics = service.llm.statistics()
+    statistics = service.statistics()
     num_preparing = max(0, service.admission.num_taken - statistics.num_running - statistics.num_waiting)
-    text = service.metrics.text(statistics, num_preparing, service.model_name)
+    text = service.metrics.text(statistics, num_preparing, [model.name for model in service.models])
     await call.respond(PlainTextResponse(text, headers={"Content-Type": CONTENT_TYPE}))
 
 

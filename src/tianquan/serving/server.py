@@ -155,19 +155,17 @@ class RunningServer:
         """Do what takes time, on a thread of its own, while the server says 503."""
         llm = self._load()
         if self._config.preload:
-            llm.model.load_vision()
-            llm.model.load_audio()
+            llm.load_towers()
         self.service.set_ready(llm)
-        logger.info("ready: %s, %d tokens of context", self.service.model_name, self.service.max_model_len)
+        names = ", ".join(model.name for model in self.service.models)
+        logger.info("ready: %s, %d tokens of context", names, self.service.max_model_len)
 
     def _finish(self) -> None:
         self.service.close()
         self._socket.close()
-        if self.service.is_ready:
-            driver = self.service.llm.driver
-            end = time.monotonic() + _ABORT_SECONDS
-            while driver.engine.has_work and time.monotonic() < end:
-                time.sleep(0.02)
+        end = time.monotonic() + _ABORT_SECONDS
+        while self.service.has_work and time.monotonic() < end:
+            time.sleep(0.02)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
-from tianquan.engine.interface import EngineRequest
+from tianquan.engine.interface import EngineRequest, EngineStatistics
 from tianquan.errors import PromptError
 from tianquan.llm import LLM
 from tianquan.request import MediaPolicy, Prompt, SamplingParams
@@ -36,8 +36,16 @@ class Prepared:
     preprocess_ms: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """What answers to a name: the model itself, or the model with an adapter."""
+
+    name: str
+    llm: LLM
+
+
 class Service:
-    """One model, its limits and its queue."""
+    """One model, its adapters, their limits and their queue."""
 
     def __init__(self, config: ServeConfig) -> None:
         self.config = config
@@ -76,7 +84,7 @@ class Service:
 
     @property
     def llm(self) -> LLM:
-        """The model.
+        """The model itself; what it knows of text, media and limits holds for its adapters too.
 
         Raises:
             ApiError: 503 while it is being loaded.
@@ -101,16 +109,34 @@ class Service:
         limit = self.llm.max_sequence_tokens
         return limit if self.config.max_model_len is None else min(limit, self.config.max_model_len)
 
-    def check_model(self, name: str | None) -> None:
-        """Hold a model name against the one served; a client may leave it out.
+    @property
+    def models(self) -> list[ServedModel]:
+        """All that answers, the model itself first."""
+        llm = self.llm
+        adapted = [ServedModel(name=name, llm=one) for name, one in llm.adapted.items()]
+        return [ServedModel(name=self.model_name, llm=llm), *adapted]
+
+    def find_model(self, name: str | None) -> ServedModel:
+        """Return what answers to a name; without one, the model itself.
 
         Raises:
             ApiError: 404, no model has this name.
         """
-        if name is not None and name != self.model_name:
-            raise ApiError(
-                404, "no model of this name is served here; see /v1/models", param="model", code="model_not_found"
-            )
+        for model in self.models:
+            if name is None or name == model.name:
+                return model
+        raise ApiError(
+            404, "no model of this name is served here; see /v1/models", param="model", code="model_not_found"
+        )
+
+    def statistics(self) -> EngineStatistics:
+        """Return what all engines did and hold, together."""
+        return EngineStatistics.of_all([model.llm.statistics() for model in self.models])
+
+    @property
+    def has_work(self) -> bool:
+        """True while an engine has a request that has not ended."""
+        return self.is_ready and any(model.llm.driver.engine.has_work for model in self.models)
 
     # Prompts ----------------------------------------------------------------------------------------------
     def check_text_len(self, num_characters: int) -> None:
@@ -160,6 +186,7 @@ class Service:
         prepared: list[Prepared],
         sampling: SamplingParams,
         *,
+        model: ServedModel,
         salt: str = "",
         is_last: bool = True,
     ) -> Generation:
@@ -171,6 +198,7 @@ class Service:
             place: given back when the engine is done, if `is_last`.
             prepared: the prompts.
             sampling: how tokens are chosen.
+            model: who answers.
             salt: see `EngineRequest`.
             is_last: nothing else is generated for this request.
 
@@ -193,7 +221,7 @@ class Service:
                 seed = None if params.seed is None else (params.seed + n) % 2**63
                 requests.append(await self._request(item, replace(params, seed=seed), salt))
         return Generation(
-            self.llm.driver,
+            model.llm.driver,
             self.llm.tokenizer,
             requests,
             inbox,

@@ -24,7 +24,7 @@ from tianquan.serving.api_error import ApiError
 from tianquan.serving.call import Call
 from tianquan.serving.completion_routes import open_inbox
 from tianquan.serving.generation import Inbox, Ping
-from tianquan.serving.service import Service
+from tianquan.serving.service import ServedModel, Service
 
 _LANGUAGES = {"zh": "Chinese", "en": "English"}
 _NO_USAGE = Usage(prompt_tokens=0, completion_tokens=0, image_tokens=0, audio_tokens=0)
@@ -37,11 +37,11 @@ async def transcriptions(service: Service, call: Call) -> None:
     with service.admission.enter() as place:
         fields, content = await service.reader.read_form(call.request, place)
         body = _parse(fields)
-        service.check_model(body.model)
+        model = service.find_model(body.model)
         sampling = replace(TRANSCRIBE_SAMPLING, temperature=body.temperature or 0.0)
         async with open_inbox(service, call) as inbox:
             clips = await service.on_thread(_clips, service, content)
-            run = _Transcription(service, call, place, inbox, body, sampling, clips)
+            run = _Transcription(service, model, call, place, inbox, body, sampling, clips)
             if body.stream:
                 inbox.start_pings()
                 await run.stream()
@@ -82,6 +82,7 @@ class _Transcription:
     def __init__(
         self,
         service: Service,
+        model: ServedModel,
         call: Call,
         place: Place,
         inbox: Inbox,
@@ -90,6 +91,7 @@ class _Transcription:
         clips: list[Clip],
     ) -> None:
         self._service = service
+        self._model = model
         self._call = call
         self._place = place
         self._inbox = inbox
@@ -135,6 +137,7 @@ class _Transcription:
                 self._place,
                 [prepared],
                 self._sampling,
+                model=self._model,
                 salt=repr((self._call.salt, None, None)),
                 is_last=n == len(self._clips) - 1,
             )

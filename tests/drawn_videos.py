@@ -10,6 +10,7 @@ import av
 import numpy as np
 
 SIZE = (96, 64)
+PIXEL_FORMATS = {"mjpeg": "yuvj420p", "gif": "rgb8"}
 
 
 def square(x: int, y: int = 24, size: tuple[int, int] = SIZE, level: int = 230) -> np.ndarray:
@@ -32,22 +33,29 @@ def encode(
     codec: str = "libx264",
     gop: int = 12,
     times: Callable[[int], int] = lambda n: n,
+    last_stands: int | None = None,
     tone: bool = False,
 ) -> bytes:
-    """Return the bytes of a video; `times` gives the frame's time in units of 1 / rate."""
+    """Return the bytes of a video; `times` gives the frame's time, `last_stands` how long the last is shown, in units
+    of 1 / rate."""
     pictures = list(pictures)
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
         height, width = pictures[0].shape[:2]
         stream = output.add_stream(codec, rate=rate)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, PIXEL_FORMATS.get(codec, "yuv420p")
         stream.gop_size = gop
         sound = output.add_stream("aac", rate=16000, layout="mono") if tone else None
+        packets = []
         for n, picture in enumerate(pictures):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts, frame.time_base = times(n), Fraction(1, rate)
-            output.mux(stream.encode(frame))
-        output.mux(stream.encode())
+            packets += stream.encode(frame)
+        packets += stream.encode()
+        if last_stands is not None:
+            last = max(packets, key=lambda packet: packet.pts)
+            last.duration = round(last_stands / rate / last.time_base)
+        output.mux(packets)
         if sound is not None:
             samples = round(16000 * len(pictures) / rate)
             wave = (8000 * np.sin(np.arange(samples) * 2 * np.pi * 440 / 16000)).astype(np.int16)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from drawn_videos import encode, moving, square
 from tianquan.errors import MediaError, ParameterError
@@ -31,7 +33,10 @@ def place(video, n):
     return float((weights * np.arange(len(weights))).sum() / weights.sum() / len(weights))
 
 
-CONTAINERS = [("mp4", "libx264"), ("mov", "mpeg4"), ("matroska", "libx264"), ("webm", "libvpx"), ("mpegts", "libx264")]
+CONTAINERS = [
+    *(("mp4", "libx264"), ("mov", "mpeg4"), ("matroska", "libx264"), ("webm", "libvpx"), ("mpegts", "libx264")),
+    *(("avi", "mpeg4"), ("avi", "mjpeg"), ("gif", "gif")),
+]
 
 
 @pytest.mark.parametrize(("container", "codec"), CONTAINERS)
@@ -80,6 +85,27 @@ def test_variable_frame_rate(load):
     assert all(later > earlier for earlier, later in zip(video.times, video.times[1:], strict=False))
 
 
+def test_a_last_picture_that_stands_for_long_is_no_cut(load):
+    """A slide show: what ends the file is the length of its last slide, not a frame."""
+    assert load(encode(moving(3), times=lambda n: 50 * n, last_stands=80)).times == pytest.approx((0.0, 5.0, 10.0))
+
+
+@pytest.mark.parametrize(("count", "rate"), [(1, 1), (2, 1), (4, 1), (6, 2)])
+def test_few_frames_a_second(load, count, rate):
+    """All packets come before the first frame is decoded."""
+    times = load(encode(moving(count), rate=rate), frames_per_second=10.0).times
+    assert times == pytest.approx(tuple(n / rate for n in range(count)))
+
+
+def test_a_gif_of_pillow(load):
+    """Pillow leaves equal frames out and lets the one before stand for longer."""
+    slides = [Image.fromarray(picture) for picture in [square(5)] * 20 + [square(60)] * 40]
+    file = io.BytesIO()
+    slides[0].save(file, "GIF", save_all=True, append_images=slides[1:], duration=100)
+    assert load(file.getvalue()).times == pytest.approx((0.0, 2.0), abs=0.1)
+    assert load(file.getvalue() + bytes(5)).times == pytest.approx((0.0, 2.0), abs=0.1)
+
+
 def test_frames_in_memory_equal_a_file_but_for_the_codec(load):
     video = load((np.stack(moving(8)), 4.0))
     assert video.times == (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -106,6 +132,18 @@ def test_the_sound_track_is_heard_when_asked(load):
     assert load(data).waveforms == ()
     (waveform,) = load(data, with_sound=True).waveforms
     assert len(waveform) == pytest.approx(32000, abs=3000)
+
+
+@pytest.mark.parametrize("container", ["matroska", "mpegts", "avi"])
+def test_the_sound_track_of_other_containers(load, container):
+    codec = "mpeg4" if container == "avi" else "libx264"
+    (waveform,) = load(encode(moving(20), container=container, codec=codec, tone=True), with_sound=True).waveforms
+    assert len(waveform) == pytest.approx(32000, abs=3000)
+
+
+def test_a_video_without_sound_is_refused_where_its_sound_is_wanted(load):
+    with pytest.raises(MediaError, match="there is no sound in the file"):
+        load(encode(moving(20)), with_sound=True)
 
 
 # Budget ---------------------------------------------------------------------------------------------------------
@@ -169,8 +207,6 @@ def no_frames() -> bytes:
 
 
 def sound_only() -> bytes:
-    import io
-
     import av
 
     file = io.BytesIO()
@@ -188,7 +224,11 @@ HOSTILE = {
     "empty": (b"", "empty"),
     "text": (b"hello " * 100, "format not known"),
     "picture": (b"\x89PNG\r\n\x1a\n" + bytes(100), "PNG"),
-    "avi": (b"RIFF\x00\x00\x00\x00AVI LIST" + bytes(100), "AVI"),
+    "avi": (b"RIFF\x00\x00\x00\x00AVI LIST" + bytes(100), "damaged"),
+    "windows_media": (b"\x30\x26\xb2\x75" + bytes(100), "Windows Media"),
+    "cut_avi": (encode(moving(20), container="avi", codec="mjpeg")[:-900], "ends after"),
+    "cut_gif": (encode(moving(20), container="gif", codec="gif")[:-100], "cut short"),
+    "gif_of_noise": (b"GIF89a" + np.random.default_rng(1).bytes(3000) + b";", "damaged|not one frame|long, more than"),
     "no_index": (encode(moving(60))[:-1500], "damaged|cut short|not one frame"),
     "cut": (WHOLE[: len(WHOLE) * 2 // 3], "cut short|damaged"),
     "zero_frames": (no_frames(), "damaged|not one frame|no picture track"),

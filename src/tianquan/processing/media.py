@@ -77,6 +77,7 @@ _DEMUXERS = {
     "audio/aac": "aac",
     "audio/webm": "matroska",
 }
+_VIDEO_DEMUXERS = {"video/mp2t": "mpegts", "video/avi": "avi"}  # opened for a video's sound track only
 _PCM_SAMPLES = ("s16le", "s16be", "s24le", "s24be", "s32le", "s32be", "f32le", "f32be", "f64le", "f64be")
 _FLOAT_PCM = tuple(f"pcm_{samples}" for samples in _PCM_SAMPLES if samples.startswith("f"))
 _DECODERS = {
@@ -104,6 +105,7 @@ _NAMES = {
     "audio/aac": "AAC",
     "audio/webm": "WebM",
     "video/mp2t": "MPEG-TS",
+    "video/avi": "AVI video",
 }
 _PICTURE_FORMATS = "a picture (PNG, JPEG, WebP, GIF or BMP)"
 _SOUND_FORMATS = "sound (WAV, FLAC, MP3, OGG, M4A, AAC or WebM)"
@@ -117,7 +119,6 @@ _REFUSED = (
     (0, b"II*\x00", "TIFF"),
     (0, b"MM\x00*", "TIFF"),
     (0, b"%PDF", "PDF"),
-    (8, b"AVI ", "AVI video"),
     (8, b"AIFF", "AIFF"),
     (0, b"\x30\x26\xb2\x75", "Windows Media"),
 )
@@ -148,7 +149,7 @@ def sniff(data: bytes) -> str | None:
         if data.startswith(signature):
             return kind
     if data[:4] in (b"RIFF", b"RF64"):
-        return {b"WAVE": "audio/wav", b"WEBP": "image/webp"}.get(data[8:12])
+        return {b"WAVE": "audio/wav", b"WEBP": "image/webp", b"AVI ": "video/avi"}.get(data[8:12])
     if data[:2] == b"BM" and int.from_bytes(data[14:18], "little") in (12, 40, 52, 56, 64, 108, 124):
         return "image/bmp"  # two letters are no signature: the size of the second header decides
     if data[4:8] == b"ftyp" and _refused_name(data) is None:
@@ -256,22 +257,41 @@ def load_image(source: bytes | Path, max_pixels: int, label: str = "image") -> I
     Raises:
         MediaError: missing, not a picture of the allow-list, too large, damaged or cut short.
     """
-    file, label, kind, _, _ = open_medium(source, label, _IMAGE_READERS, _PICTURE_FORMATS)
-    damaged = f"{label}: the {_NAMES[kind]} picture is damaged or cut short; save or download it again"
-    with file:
-        # Pillow's readers raise whatever a damaged field leads to: OSError, SyntaxError, struct.error, ...
-        try:
-            image: Image.Image = _IMAGE_READERS[kind](file)
-        except Exception as error:
-            raise MediaError(damaged) from error
-        require_pixels(image.size, max_pixels, label)
+    opened = open_medium(source, label, _IMAGE_READERS, _PICTURE_FORMATS)
+    with opened.file:
+        image = _read_header(opened)
+        require_pixels(image.size, max_pixels, opened.label)
         try:
             image.load()
-            return to_rgb(turn_upright(image), label)
+            return to_rgb(turn_upright(image), opened.label)
         except MediaError:
             raise
         except Exception as error:  # a palette that is missing, a tag of the camera's that is none
-            raise MediaError(damaged) from error
+            raise _damaged_picture(opened) from error
+
+
+def read_picture_size(source: bytes | Path, label: str = "image") -> tuple[int, int]:
+    """Return (width, height) as a picture's header states them; nothing is decoded.
+
+    Raises:
+        MediaError: missing, not a picture of the allow-list, or its header is damaged.
+    """
+    opened = open_medium(source, label, _IMAGE_READERS, _PICTURE_FORMATS)
+    with opened.file:
+        return _read_header(opened).size
+
+
+def _read_header(opened: OpenedMedium) -> Image.Image:
+    try:
+        return _IMAGE_READERS[opened.kind](opened.file)
+    except Exception as error:  # whatever a damaged field leads to: OSError, SyntaxError, struct.error, ...
+        raise _damaged_picture(opened) from error
+
+
+def _damaged_picture(opened: OpenedMedium) -> MediaError:
+    return MediaError(
+        f"{opened.label}: the {_NAMES[opened.kind]} picture is damaged or cut short; save or download it again"
+    )
 
 
 def load_waveform(
@@ -291,9 +311,9 @@ def load_waveform(
     Raises:
         MediaError: missing, not sound of the allow-list, a video, too long, silent of data, damaged or cut.
     """
-    opened = open_medium(source, label, _DEMUXERS, _SOUND_FORMATS)
+    opened = open_medium(source, label, {**_DEMUXERS, **_VIDEO_DEMUXERS} if of_video else _DEMUXERS, _SOUND_FORMATS)
     with opened.file:
-        _check_riff_len(opened)
+        require_whole_riff(opened)
         try:
             decoding = _decode(opened, int(max_seconds * SAMPLE_RATE), of_video)
         except (av.FFmpegError, ValueError, RuntimeError) as error:
@@ -323,7 +343,7 @@ def _decode(opened: OpenedMedium, max_samples: int, of_video: bool) -> _Decoding
     with av.open(
         opened.file,
         mode="r",
-        format=_DEMUXERS[opened.kind],
+        format={**_DEMUXERS, **_VIDEO_DEMUXERS}[opened.kind],
         options=_CONTAINER_OPTIONS,
         metadata_errors="replace",  # tags are not read, and many are not in the UTF-8 they should be in
     ) as container:
@@ -367,8 +387,8 @@ def _check_damage(opened: OpenedMedium, decoding: _Decoding) -> None:
         )
 
 
-def _check_riff_len(opened: OpenedMedium) -> None:
-    """Refuse a cut WAV: ffmpeg takes what is there. Writers to a pipe leave 0, or 2 or 4 GB, in the field."""
+def require_whole_riff(opened: OpenedMedium) -> None:
+    """Refuse a cut WAV or AVI: ffmpeg takes what is there. Writers to a pipe leave 0, or 2 or 4 GB, in the field."""
     stated = int.from_bytes(opened.head[4:8], "little")
     slack = 64  # some writers count the header twice
     if opened.head[:4] == b"RIFF" and 0 < stated < 0x7FFF0000 and stated + 8 > opened.size + slack:

@@ -31,22 +31,39 @@ from PIL import Image
 from tianquan.errors import MediaError
 from tianquan.processing.frames import VideoFrame, frame_size
 from tianquan.processing.image import ImageSettings, decoded_rgb, require_pixels
-from tianquan.processing.media import HEAD_LEN, MAX_DAMAGED_SHARE, OpenedMedium, open_medium, sniff
+from tianquan.processing.media import (
+    HEAD_LEN,
+    MAX_DAMAGED_SHARE,
+    OpenedMedium,
+    open_medium,
+    require_whole_riff,
+    sniff,
+)
 from tianquan.request import VideoPolicy
 
 OnVideoProgress = Callable[[float, float | None], None]  # (seconds done, seconds stated)
 
-MAX_LOST_SECONDS = 1.0  # a last frame may stand for long
+MAX_LOST_SECONDS = 1.0  # not every container says how long its last frame stands
 MAX_LOST_SHARE = 0.02
 MAX_WAITING_BYTES = 32 * 2**20  # of packets not decoded yet; more are decoded to be rid of them
 _DECODER_THREADS = 2  # each holds frames of its own: 3 MB at 1080p, several of them
 _POLL_SECONDS = 0.05
 _FIRST_GAP = 2.0  # seconds between key frames, until they have been seen
 
-VIDEO_FORMATS = "a video (MP4, MOV, MKV, WebM or MPEG-TS)"
+VIDEO_FORMATS = "a video (MP4, MOV, MKV, WebM, AVI, MPEG-TS or GIF)"
+_GIF_END = b";"
 _UNUSABLE = "{}: the video is damaged or of a coding not supported here; convert it to H.264 in MP4"
-_DEMUXERS = {"audio/mp4": "mp4", "audio/webm": "matroska", "video/mp2t": "mpegts"}
-_DECODERS = ("h264", "hevc", "vp8", "vp9", "libvpx", "libvpx-vp9", "av1", "libdav1d", "mpeg4", "mpeg2video", "mjpeg")
+_DEMUXERS = {
+    "audio/mp4": "mp4",
+    "audio/webm": "matroska",
+    "video/mp2t": "mpegts",
+    "video/avi": "avi",
+    "image/gif": "gif",
+}
+_DECODERS = (
+    *("h264", "hevc", "vp8", "vp9", "libvpx", "libvpx-vp9", "av1", "libdav1d"),
+    *("mpeg4", "mpeg2video", "mjpeg", "gif"),
+)
 _CONTAINER_OPTIONS = {
     "protocol_whitelist": "none",  # a file may not open another file or an address
     "codec_whitelist": ",".join(_DECODERS),
@@ -74,7 +91,7 @@ class _State:
     num_packets: int = 0  # given to the decoder
     num_damaged: int = 0
     num_pixels: int = 0  # decoded
-    last_time: float = 0.0  # where the last packet ends, from the first frame
+    end: float | None = None  # where the last packet ends, in the stream's own time
     gap: float = _FIRST_GAP  # longest seen between key frames, seconds
     last_key: float | None = None
     waiting: list[Packet[Any]] = field(default_factory=list)  # since a key frame, not decoded
@@ -124,7 +141,25 @@ def open_video(source: bytes | Path, label: str) -> OpenedMedium:
     Raises:
         MediaError: missing, unreadable, empty or of another format.
     """
-    return open_medium(source, label, _DEMUXERS, VIDEO_FORMATS)
+    opened = open_medium(source, label, _DEMUXERS, VIDEO_FORMATS)
+    try:
+        require_whole_riff(opened)
+        _require_gif_end(opened)
+    except MediaError:
+        opened.file.close()
+        raise
+    return opened
+
+
+def _require_gif_end(opened: OpenedMedium) -> None:
+    """Refuse a cut GIF: it states no length, but it has an end. Zero bytes behind it are harmless."""
+    if opened.kind != "image/gif":
+        return
+    opened.file.seek(max(0, opened.size - HEAD_LEN))
+    end = opened.file.read().rstrip(b"\0")
+    opened.file.seek(0)
+    if not end.endswith(_GIF_END):
+        raise MediaError(f"{opened.label}: the GIF has no end; it is cut short; save or download it again")
 
 
 class _Reader:
@@ -177,16 +212,12 @@ class _Reader:
     # Packets ----------------------------------------------------------------------------------------------
     def frames(self, chooser: Chooser) -> Iterator[VideoFrame]:
         """Yield the chosen frames."""
-        state = self._state
         for packet in self._container.demux():  # all streams: the longest is the length the container states
             time = self._packet_time(packet)
             if packet.stream is not self._stream:
-                state.last_time = max(state.last_time, time or 0.0)
                 continue
-            if time is not None:
-                state.last_time = max(state.last_time, time)
-                if self._on_progress is not None:
-                    self._on_progress(max(0.0, time), self.stated_seconds)
+            if time is not None and self._on_progress is not None:
+                self._on_progress(max(0.0, time), self.stated_seconds)
             for decodable in self._due(packet, time, chooser.earliest):
                 yield from self._chosen(decodable, chooser)
 
@@ -195,11 +226,13 @@ class _Reader:
         stamp = packet.pts if packet.pts is not None else packet.dts
         if stamp is None or packet.time_base is None:
             return None
-        time = float(stamp * packet.time_base)
-        if self._state.first_time is None:
+        state, time = self._state, float(stamp * packet.time_base)
+        end = time + float((packet.duration or 0) * packet.time_base)  # the last of a slide show stands for long
+        state.end = end if state.end is None else max(state.end, end)
+        if state.first_time is None:  # all packets of a short video come before its first frame
             return 0.0
-        self._require_seconds(time - self._state.first_time)
-        return time - self._state.first_time
+        self._require_seconds(time - state.first_time)
+        return time - state.first_time
 
     def _due(self, packet: Packet[Any], time: float | None, earliest: float) -> list[Packet[Any]]:
         """Return the packets to decode now that this one is there."""
@@ -276,9 +309,10 @@ class _Reader:
                 f"{self._label}: {state.num_damaged} of {state.num_packets} packets of the video are damaged; "
                 "save or download it again"
             )
-        if stated is not None and state.last_time < stated - max(MAX_LOST_SECONDS, MAX_LOST_SHARE * stated):
+        seconds = (state.end or 0.0) - state.first_time
+        if stated is not None and seconds < stated - max(MAX_LOST_SECONDS, MAX_LOST_SHARE * stated):
             raise MediaError(
-                f"{self._label}: the video ends after {state.last_time:.1f} s of the stated {stated:.1f} s; "
+                f"{self._label}: the video ends after {seconds:.1f} s of the stated {stated:.1f} s; "
                 "it is cut short; save or download it again"
             )
 

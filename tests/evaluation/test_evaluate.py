@@ -141,6 +141,36 @@ def test_an_adapter_is_evaluated_against_the_model_without_it(checkpoint_folder,
     assert "sensitivity" not in report.to_markdown(found)
 
 
+def test_formats_of_keys_and_values_are_rows(checkpoint_folder, data):
+    settings = {"precisions": ("float32",), "reference": (str(checkpoint_folder), "float32"), "sensitivity": False}
+    evaluation = Evaluation(
+        plan(checkpoint_folder, data, **settings, kv_formats=("float32", "float16", "int8")),
+        lambda *_: None,
+        lambda _: None,
+    )
+    evaluation.run()
+    found = report.to_dict(evaluation, [])
+    names = [(result["precision"], result["kv_format"]) for result in found["results"]]
+    assert names == [
+        ("float32, kv float32", "float32"),
+        ("float32, kv float16", "float16"),
+        ("float32, kv int8", "int8"),
+    ]
+    exact, halves, bytes_ = (result["divergence"]["all"]["kl"] for result in found["results"])
+    assert exact == 0  # the reference keeps float32 keys and values
+    assert 0 < halves < bytes_ < 0.1
+    assert halves < 1e-4
+    assert f"{halves:.1e}" in report.to_markdown(found)
+
+
+def test_only_the_native_backend_has_formats_of_keys_and_values(checkpoint_folder, data):
+    evaluation = Evaluation(
+        plan(checkpoint_folder, data, backend="reference", kv_formats=("int8",)), lambda *_: None, lambda _: None
+    )
+    with pytest.raises(ParameterError, match="native backend"):
+        evaluation.run()
+
+
 def test_parse_reference():
     assert parse_reference("owner/name@main@float32") == ("owner/name@main", "float32")
     for text in ("folder", "@float32", ""):

@@ -18,6 +18,11 @@ Precisions = Annotated[
     typer.Option("--precision", help="float32, bfloat16, float16, int8, int4, ...; repeat it for several rows."),
 ]
 
+KVFormats = Annotated[
+    list[str] | None,  # typer takes no list of literals; the plan checks it
+    typer.Option("--kv-format", help="How keys and values are kept: float32, float16, int8; repeat it for rows."),
+]
+
 
 def evaluate(
     model: options.ModelArgument,
@@ -26,6 +31,7 @@ def evaluate(
         Path | None, typer.Option(help="Folder that relative media paths start from; each file's own by default.")
     ] = None,
     precision: Precisions = None,
+    kv_format: KVFormats = None,
     adapter: options.AdapterFolder = None,
     reference: Annotated[
         str | None, typer.Option(help="MODEL@precision to compare each token's distribution with.")
@@ -55,6 +61,7 @@ def evaluate(
     plan = EvaluationPlan(
         model=model,
         precisions=tuple(dict.fromkeys(precisions)),
+        kv_formats=tuple(dict.fromkeys(kv_format or ())),
         record_sets=tuple(
             RecordSet(tuple(read_records(path)[:limit]), path.parent if media_root is None else media_root)
             for path in data

@@ -31,6 +31,7 @@ def measure_memory(
     threads: int | None,
     kinds: Sequence[str],
     adapter: Path | None = None,
+    kv_format: str | None = None,
 ) -> int:
     """Return the resident bytes of a fresh process that has loaded a model and answered once.
 
@@ -41,6 +42,7 @@ def measure_memory(
         threads: of the native backend.
         kinds: media of the question: image, audio, both or none. A tower nobody uses is never loaded.
         adapter: a folder to add, or None.
+        kv_format: of keys and values, the precision's by default.
 
     Raises:
         TianquanError: the process ends by an error, such as too little memory.
@@ -52,6 +54,7 @@ def measure_memory(
         "threads": threads,
         "kinds": list(kinds),
         "adapter": None if adapter is None else str(adapter),
+        "kv_format": kv_format,
     }
     command = [sys.executable, "-m", "tianquan.evaluation.memory", json.dumps(arguments)]
     result = subprocess.run(command, capture_output=True, text=True)

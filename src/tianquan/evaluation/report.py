@@ -4,7 +4,7 @@ The JSON form has these keys; a share is 0 to 1, sizes are bytes, a value that w
 
     tianquan, date, machine, model, adapter, backend, data, records, max_tokens, reference, notes, complete
     results[]                                      one for each precision, in the order asked for
-      precision, bytes_per_weight, weight_bytes, resident_bytes
+      precision, kv_format, bytes_per_weight, weight_bytes, resident_bytes
       score                                        {records, right, accuracy, interval_95, cer, wer}
       tasks.TASK, languages.LANGUAGE               the same; TASK has languages.LANGUAGE of its own
       divergence.{all, text, image, audio, image+audio}
@@ -62,6 +62,7 @@ def _result_to_dict(result: PrecisionResult) -> dict[str, Any]:
         task["languages"] = scores([r for r in result.records if (r.task or _NO_NAME) == name], "language")
     return {
         "precision": result.recipe,
+        "kv_format": result.kv_format,
         "bytes_per_weight": result.bytes_per_weight,
         "weight_bytes": result.weight_bytes,
         "resident_bytes": result.resident_bytes,
@@ -108,7 +109,7 @@ def _overview_row(result: dict[str, Any]) -> tuple[str, ...]:
         _share(score),
         _percent(score["cer"]),
         _percent(score["wer"]),
-        "" if divergence is None else f"{divergence['kl']:.5f}",
+        "" if divergence is None else _nats(divergence["kl"]),
     )
 
 
@@ -175,7 +176,11 @@ def _sensitivity(results: Sequence[dict[str, Any]]) -> ReportTable:
 
 
 def _divergence_cells(total: dict[str, Any]) -> tuple[str, str, str]:
-    return f"{total['kl']:.5f}", f"{total['top1_agreement']:.2%}", f"{total['perplexity_ratio']:.4f}"
+    return _nats(total["kl"]), f"{total['top1_agreement']:.2%}", f"{total['perplexity_ratio']:.4f}"
+
+
+def _nats(kl: float) -> str:
+    return f"{kl:.1e}" if 0 < abs(kl) < 1e-4 else f"{kl:.5f}"
 
 
 def _megabytes(num_bytes: int | None) -> str:

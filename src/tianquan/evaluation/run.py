@@ -7,11 +7,12 @@ finished can be shown whenever the run stops.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast, get_args
 
 from tianquan.backends import Backend, make_ops
+from tianquan.backends.kv_cache import KVFormat
 from tianquan.checkpoint import Checkpoint, find_folder, open_checkpoint
 from tianquan.checkpoint.adapter import Adapter
 from tianquan.checkpoint.loader import TensorFiles
@@ -47,6 +48,8 @@ class EvaluationPlan:
 
     model: folder or hub id.
     precisions: one row of the report each; None is the model's own.
+    kv_formats: a row for each precision and each of these; none: keys and values as each precision has them. With
+        some, the reference keeps float32 ones.
     record_sets: what to answer.
     reference: (model, precision) to compare with, or None.
     adapter: folder of a LoRA adapter for `model`; the reference goes without.
@@ -57,6 +60,7 @@ class EvaluationPlan:
     model: str
     precisions: tuple[str | None, ...]
     record_sets: tuple[RecordSet, ...]
+    kv_formats: tuple[str, ...] = ()
     reference: tuple[str, str] | None = None
     adapter: Path | None = None
     sensitivity: bool = True
@@ -80,11 +84,20 @@ class EvaluationPlan:
         return tuple(kind for kind, is_present in present if is_present)
 
 
+@dataclass(frozen=True)
+class _Row:
+    """A precision as it was asked for, and the recipe it became."""
+
+    precision: str | None
+    recipe: Recipe
+
+
 @dataclass
 class PrecisionResult:
     """What is known of one precision so far."""
 
     recipe: str
+    kv_format: KVFormat
     weight_bytes: int
     num_weights: int
     resident_bytes: int | None = None
@@ -117,31 +130,50 @@ class Evaluation:
             CheckpointError, ParameterError, BackendError: a model cannot be loaded as asked.
         """
         plan = self.plan
+        for kv_format in plan.kv_formats:
+            if plan.backend != "native" or kv_format not in get_args(KVFormat):
+                raise ParameterError(
+                    f"kv_format {kv_format!r} on backend {plan.backend!r}: expected one of "
+                    f"{', '.join(get_args(KVFormat))}, on the native backend"
+                )
         checkpoint = open_checkpoint(find_folder(plan.model, plan.revision))
-        recipes = [checkpoint.recipe(precision) for precision in plan.precisions]
+        rows = [row for precision in plan.precisions for row in self._rows(checkpoint.recipe(precision), precision)]
         if plan.reference is None:
-            for recipe, precision in zip(recipes, plan.precisions, strict=True):
-                self._answer(checkpoint, recipe, precision)
+            for row in rows:
+                self._answer(checkpoint, row)
         else:
             with ReferenceLogits() as logits:
-                self._compare_all(checkpoint, recipes, logits)
+                self._compare_all(checkpoint, rows, logits)
         self.is_complete = True
 
-    def _compare_all(self, checkpoint: Checkpoint, recipes: list[Recipe], logits: ReferenceLogits) -> None:
+    def _rows(self, recipe: Recipe, precision: str | None) -> list[_Row]:
+        """Return what one precision is measured with."""
+        formats = self.plan.kv_formats
+        if not formats:
+            return [_Row(precision, recipe)]
+        return [
+            _Row(precision, replace(recipe, name=f"{recipe.name}, kv {one}", kv_format=cast(KVFormat, one)))
+            for one in formats
+        ]
+
+    def _compare_all(self, checkpoint: Checkpoint, rows: list[_Row], logits: ReferenceLogits) -> None:
         assert self.plan.reference is not None
         name, precision = self.plan.reference
         # A revision belongs to the model; the reference names its own after another @.
         revision = self.plan.revision if name == self.plan.model else None
         reference = open_checkpoint(find_folder(name, revision))
         others = reference.recipe(precision)
+        if self.plan.kv_formats:  # what these cost is seen beside keys and values that were not rounded
+            others = replace(others, kv_format="float32")
         sensitivity = self.plan.sensitivity and isinstance(reference.files, TensorFiles)
         if sensitivity != self.plan.sensitivity:
             self.notes.append(f"one tower at a time: not measured, {name} is a low-bit folder, whose formats are fixed")
         self._follow(
             f"reference {others.name}", logits.record(self._model(reference, others), self._examples(reference))
         )
-        for recipe, asked in zip(recipes, self.plan.precisions, strict=True):
-            result, model = self._answer(checkpoint, recipe, asked)
+        for row in rows:
+            recipe = row.recipe
+            result, model = self._answer(checkpoint, row)
             compared = logits.compare(model, self._examples(checkpoint))
             self._follow(f"{recipe.name} beside {others.name}", compared, result.divergences)
             del model  # before the next is loaded
@@ -151,19 +183,26 @@ class Evaluation:
                 compared = logits.compare(self._model(reference, mixed), self._examples(reference))
                 self._follow(f"{tower.replace('_', ' ')} in {recipe.name}", compared, found)
 
-    def _answer(
-        self, checkpoint: Checkpoint, recipe: Recipe, precision: str | None
-    ) -> tuple[PrecisionResult, OmniModel]:
+    def _answer(self, checkpoint: Checkpoint, row: _Row) -> tuple[PrecisionResult, OmniModel]:
         """Let one precision answer all records; return its result and the model."""
-        plan = self.plan
+        plan, recipe = self.plan, row.recipe
         weights = needed_weights(checkpoint.config)
         result = PrecisionResult(
-            recipe.name, sum(w.nbytes(recipe) for w in weights), sum(w.num_parameters for w in weights)
+            recipe.name,
+            recipe.kv_format,
+            sum(w.nbytes(recipe) for w in weights),
+            sum(w.num_parameters for w in weights),
         )
         self.results.append(result)
         self.on_stage(f"{recipe.name}, memory", 1)
         result.resident_bytes = measure_memory(
-            checkpoint.folder, precision, plan.backend, plan.threads, plan.media_kinds, plan.adapter
+            checkpoint.folder,
+            row.precision,
+            plan.backend,
+            plan.threads,
+            plan.media_kinds,
+            plan.adapter,
+            recipe.kv_format if plan.kv_formats else None,
         )
         adapter = None if plan.adapter is None else Adapter.open(plan.adapter, checkpoint.config)
         model = self._model(checkpoint, recipe, adapter)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tianquan.engine.constraints import ConstraintCompiler, Vocabulary
-from tianquan.errors import BackendError, ParameterError
+from tianquan.errors import BackendError, ModelError, ParameterError
 from tianquan.request import OutputFormat, SamplingParams
 
 MESSAGES = [{"role": "user", "content": "Answer in the form you are given."}]
@@ -109,6 +109,12 @@ def test_forms_that_cannot_be(native_llm, kind, definition, message):
         ask(native_llm, kind, definition)
     assert "\n" not in str(error.value)
     assert len(str(error.value)) < 300
+
+
+def test_a_form_without_end_ends_its_own_answer(native_llm):
+    with pytest.raises(ModelError, match="too complex to follow; simplify"):
+        ask(native_llm, "grammar", 'start: "a" start')
+    assert ask(native_llm, "choice", ["yes"]).text == "yes"
 
 
 def test_without_the_library_a_form_is_refused_in_one_line(native_llm, monkeypatch):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from engine.conftest import Result, collect, run_to_end
 from tianquan.engine.interface import EngineOptions
+from tianquan.engine.memory import kv_bytes_within
 from tianquan.engine.scheduler import SchedulerLimits
 from tianquan.errors import ModelError, ParameterError, PromptError
 from tolerances import GREEDY_MARGIN
@@ -261,6 +262,17 @@ def test_memory_is_what_was_asked_for(bench):
         type(engine)(bench.llm.model, EngineOptions(kv_cache_bytes=5))
     result = collect(engine, [bench.request(bench.prompt("word " * 80), max_tokens=10_000, ignore_eos=True)])[0]
     assert result.end.usage.prompt_tokens + result.end.usage.completion_tokens == 320
+
+
+@pytest.mark.parametrize("value", ["1G", 2.5, True, -1])
+def test_memory_that_is_no_number_of_bytes_is_refused(value):
+    for name in ("kv_cache_bytes", "encoder_cache_bytes"):
+        with pytest.raises(ParameterError, match=f"{name} must be a number of bytes"):
+            EngineOptions(**{name: value})
+    with pytest.raises(ParameterError, match="max_memory must be a number of bytes"):
+        kv_bytes_within(value, 10, 10)
+    with pytest.raises(ParameterError, match="max_running must be an integer of at least 1"):
+        SchedulerLimits(max_running=value)
 
 
 def test_the_encoder_cache_keeps_to_its_bytes(bench):

@@ -21,6 +21,7 @@ from tianquan.processing.labels import printable
 from tianquan.request import OutputFormat
 
 _JSON_SPACE = r"\n? {0,8}"
+_TOO_COMPLEX = "the answer's form became too complex to follow; simplify the schema or grammar"
 _MAX_DEPTH = 64  # of a schema: the library walks it by recursion
 _MAX_ERROR = 160  # characters of the library's reason
 
@@ -115,12 +116,14 @@ class GuidanceConstraint:
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
-            raise ModelError("the answer's form became too complex to follow; simplify the schema or grammar")
+            raise ModelError(_TOO_COMPLEX)
         return np.unpackbits(bits, count=self._num_tokens, bitorder="little").astype(np.bool_)
 
     def accept(self, token_id: int) -> None:
         """Record the chosen token."""
         if not self._matcher.consume_token(token_id):
+            if self._matcher.is_error():  # a grammar without end is followed ahead as long as it leaves no choice
+                raise ModelError(_TOO_COMPLEX)
             raise ModelError("the answer left the form it must have; this is a bug, please report it")
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from tianquan.engine.parameter_checks import check_bytes
 from tianquan.engine.scheduler import SchedulerLimits
 from tianquan.request import Prompt, SamplingParams, Timings, TokenLogprob, Usage
 
@@ -90,6 +91,11 @@ class EngineOptions:
     encoder_cache_bytes: int = 256 * 2**20
     speculation: bool = True
     limits: SchedulerLimits = field(default_factory=SchedulerLimits)
+
+    def __post_init__(self) -> None:
+        if self.kv_cache_bytes is not None:
+            check_bytes("kv_cache_bytes", self.kv_cache_bytes)
+        check_bytes("encoder_cache_bytes", self.encoder_cache_bytes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ import os
 
 from tianquan.backends.kv_cache import KV_BLOCK_SIZE, KVCache
 from tianquan.engine.interface import EngineOptions
+from tianquan.engine.parameter_checks import check_bytes
 from tianquan.errors import ParameterError
 from tianquan.models.omni_model import OmniModel
 
@@ -19,8 +20,9 @@ def kv_bytes_within(max_memory: int, weight_bytes: int, encoder_cache_bytes: int
     """Return the bytes left for keys and values when everything together may take `max_memory` bytes.
 
     Raises:
-        ParameterError: nothing is left.
+        ParameterError: it is no number of bytes, or nothing is left.
     """
+    check_bytes("max_memory", max_memory)
     rest = max_memory - weight_bytes - encoder_cache_bytes - _WORKING_BYTES
     if rest <= 0:
         least = weight_bytes + encoder_cache_bytes + _WORKING_BYTES

@@ -57,6 +57,12 @@ def check_params(params: SamplingParams, vocab_size: int | None = None) -> None:
     _check_format(params)
 
 
+def check_bytes(name: str, value: object) -> None:
+    """Raise ParameterError when what should be a number of bytes is none."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ParameterError(f"{name} must be a number of bytes, 0 or more, got {_short(value)}")
+
+
 def _check_stop(params: SamplingParams) -> None:
     if not isinstance(params.stop, tuple):
         raise ParameterError(f"stop must be a tuple of strings, got {type(params.stop).__name__}")

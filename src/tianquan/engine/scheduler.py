@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 
 from tianquan.engine.prefix_cache import Node, PrefixCache
 from tianquan.engine.sequence import Sequence
+from tianquan.errors import ParameterError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +38,9 @@ class SchedulerLimits:
     prefill_chunk_beside_decode: int = 128
 
     def __post_init__(self) -> None:
-        assert self.max_running >= 1
-        assert self.prefill_chunk >= 1
-        assert self.prefill_chunk_beside_decode >= 1
+        for name, value in vars(self).items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ParameterError(f"{name} must be an integer of at least 1, got {value!r:.60}")
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ class MediaPolicy:
     video: VideoPolicy = field(default_factory=VideoPolicy)
     long_audio: LongAudio = "error"
     max_pixels: int = 100_000_000  # a 100-megapixel photograph; 300 MB once decoded to RGB
+    max_total_pixels: int | None = None  # of all pictures of a conversation, before any is decoded; None: no cap
     max_audio_seconds: float = 3600.0  # 230 MB of float32 samples
 
 

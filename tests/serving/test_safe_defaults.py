@@ -332,6 +332,47 @@ def test_image_bombs_are_refused_by_their_header(server):
     assert time.monotonic() - began < 2
 
 
+def test_many_large_pictures_are_refused_by_their_headers(server):
+    """Each is within the cap of one; to decode 32 of the largest takes a core about a minute."""
+    part = image_part(png_header(9_000, 10_000))
+    reply = server.chat(part * 4)
+    assert reply.status == 400
+    assert reply.error["code"] == "invalid_media"
+    assert "the first 4 of 4 pictures" in reply.error["message"]
+    assert "360000000 pixels together, more than the cap of 300000000" in reply.error["message"]
+    assert_plain(reply.error["message"])
+    assert "damaged" in server.chat(part * 3).error["message"]  # it was looked into: what follows its header is none
+
+
+def test_the_cap_on_all_pictures_of_a_request(serve, data_url):
+    part = {"type": "image_url", "image_url": {"url": data_url("tiny_100x60.png"), "detail": "low"}}
+    text = {"type": "text", "text": "what?"}
+    with serve(max_total_pixels=2 * 100 * 60) as server:
+        assert server.chat([part, part, text]).status == 200
+        for messages in (
+            [{"role": "user", "content": [part] * 3}],
+            [{"role": "user", "content": [part, part, text]}, {"role": "assistant", "content": "a"},
+             {"role": "user", "content": [part]}],
+        ):  # fmt: skip
+            for path in ("/v1/chat/completions", "/tokenize"):
+                reply = server.post(path, {"messages": messages})
+                assert reply.status == 400, (path, len(messages))
+                assert "3 of 3 pictures" in reply.error["message"]
+
+
+def test_videos_of_a_request_share_the_cap_on_decoding(server, monkeypatch):
+    """One video is within the cap, and so is each of two; the two together are not."""
+    frames = moving(8)
+    pixels = sum(frame.shape[0] * frame.shape[1] for frame in frames)
+    monkeypatch.setattr("tianquan.serving.config.MAX_DECODED_PIXELS", int(1.5 * pixels))
+    data = base64.b64encode(encode(frames, container="matroska")).decode()
+    part = {"type": "video_url", "video_url": {"url": f"data:video/x-matroska;base64,{data}"}}
+    assert server.chat([part]).status == 200
+    reply = server.chat([part, part])
+    assert reply.status == 400
+    assert "max_decoded_pixels" in reply.error["message"]
+
+
 def test_of_a_gif_the_first_frame_is_decoded_and_no_more(server):
     frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
     file = io.BytesIO()

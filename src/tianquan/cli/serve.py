@@ -51,6 +51,7 @@ def serve(
     max_media_bytes: Annotated[Number, _flag("Of one fetched or named file; 32 MiB by default.")] = None,
     max_media: Annotated[Number, _flag("Pictures, recordings and videos of one request; 32 by default.")] = None,
     max_pixels: Annotated[Number, _flag("Of one picture; 100 million by default.")] = None,
+    max_total_pixels: Annotated[Number, _flag("Of all pictures of one request; 300 million by default.")] = None,
     max_audio_seconds: Annotated[float | None, _flag("Of one recording; an hour by default.")] = None,
     max_video_seconds: Annotated[float | None, _flag("Of one video; ten minutes by default.")] = None,
     max_video_frames: Annotated[Number, _flag("Of one video that are looked at; 32 by default.")] = None,

@@ -23,10 +23,10 @@ from PIL import Image
 from tianquan.errors import CheckpointError, MediaError, PromptError
 from tianquan.processing.audio import Waveform, as_waveform, fit_long_audio, prepare_audio
 from tianquan.processing.chat_template import ChatTemplate
-from tianquan.processing.image import decoded_rgb
+from tianquan.processing.image import decoded_rgb, require_pixels
 from tianquan.processing.image_detail import look_at
 from tianquan.processing.labels import printable
-from tianquan.processing.media import load_image, load_waveform
+from tianquan.processing.media import load_image, load_waveform, read_picture_size
 from tianquan.processing.messages import ImageReference, MediaSource, Message, parse_messages, parse_source
 from tianquan.processing.prompt_builder import ProcessorSettings, PromptBuilder
 from tianquan.processing.tokenizer import Tokenizer
@@ -183,6 +183,7 @@ class Processor:
         images = [image for turn in turns for image in turn.images]
         audios = [audio for turn in turns for audio in turn.audios]
         sources = [video for turn in turns for video in turn.videos]
+        _require_total_pixels([image.source for image in images], policy, root)
         loaded = [
             self._load_image(image, policy, root, f"image {n} of the conversation") for n, image in enumerate(images, 1)
         ]
@@ -357,6 +358,34 @@ def _resolve(source: str | Path | bytes, root: str | Path | None) -> Path | byte
 def _label(source: MediaSource, default: str) -> str:
     """Return what errors call a medium: its file's name if it has one."""
     return printable(Path(source).name) if isinstance(source, str | Path) else default
+
+
+def _require_total_pixels(sources: Sequence[MediaSource], policy: MediaPolicy, root: str | Path | None) -> None:
+    """Raise MediaError when pictures have too many pixels together, by their headers: none of them is decoded.
+
+    What is no picture is left for who loads it to refuse.
+    """
+    max_pixels = policy.max_total_pixels
+    if max_pixels is None:
+        return
+    total = 0
+    for n, source in enumerate(sources, 1):
+        label = f"image {n} of the conversation"
+        if isinstance(source, str | Path | bytes):
+            width, height = read_picture_size(_resolve(source, root), label)
+        elif isinstance(source, Image.Image):
+            width, height = source.size
+        elif isinstance(source, np.ndarray) and source.ndim >= 2:
+            height, width = source.shape[:2]
+        else:
+            continue
+        require_pixels((width, height), policy.max_pixels, _label(source, label))
+        total += width * height
+        if total > max_pixels:
+            raise MediaError(
+                f"the first {n} of {len(sources)} pictures of the conversation have {total} pixels together, more than "
+                f"the cap of {max_pixels}; send fewer or smaller ones, or raise max_total_pixels"
+            )
 
 
 def _unused_character(texts: Sequence[str]) -> str:

@@ -61,7 +61,7 @@ class ServeConfig:
     media_root: folder whose files may be named as file: URLs; none by default.
     max_body_bytes: of a request; max_media_bytes: of one fetched or named file.
     max_media: pictures and recordings of one request.
-    max_pixels, max_audio_seconds, max_slices, max_image_tokens, image_detail, long_audio: see
+    max_pixels, max_total_pixels, max_audio_seconds, max_slices, max_image_tokens, image_detail, long_audio: see
         `MediaPolicy`.
     max_video_seconds, max_video_frames, max_video_tokens, video_sound: see `VideoPolicy`.
     media_threads: requests whose media are decoded at the same time.
@@ -100,6 +100,7 @@ class ServeConfig:
     max_media_bytes: int = 32 * 2**20
     max_media: int = 32
     max_pixels: int = 100_000_000
+    max_total_pixels: int = 300_000_000
     max_audio_seconds: float = 3600.0
     max_video_seconds: float = 600.0
     max_video_frames: int = VideoPolicy.max_frames
@@ -189,11 +190,13 @@ class ServeConfig:
             ),
             long_audio=self.long_audio,
             max_pixels=self.max_pixels,
+            max_total_pixels=self.max_total_pixels,
             max_audio_seconds=self.max_audio_seconds,
         )
 
 
-MAX_DECODED_PIXELS = 40 * 10**9  # of one video: some three minutes of one core, however its key frames lie
+# Of the videos of a request: some three minutes of one core, however their key frames lie.
+MAX_DECODED_PIXELS = 40 * 10**9
 
 _RANGES = (
     ("port", 0, 65535),
@@ -206,6 +209,7 @@ _RANGES = (
     ("max_media_bytes", 1024, 2**33),
     ("max_media", 0, 10_000),
     ("max_pixels", 1, 10**10),
+    ("max_total_pixels", 1, 10**12),
     ("max_audio_seconds", 1, 10**6),
     ("max_video_seconds", 1, 10**6),
     ("max_video_frames", 1, MAX_FRAMES),

@@ -174,8 +174,12 @@ class Service:
         return await self.on_thread(work)
 
     def chat_prompt(self, messages: list[dict[str, Any]], policy: MediaPolicy | None = None) -> Prompt:
-        """Return the prompt of a conversation; all media must be bytes."""
-        return self.llm.processor(messages, policy or self.config.media_policy)
+        """Return the prompt of a conversation; all media must be bytes. Its videos share the cap on decoding work."""
+        policy = policy or self.config.media_policy
+        parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
+        num_videos = max(1, sum(part["type"] == "video_url" for part in parts))
+        video = replace(policy.video, max_decoded_pixels=policy.video.max_decoded_pixels // num_videos)
+        return self.llm.processor(messages, replace(policy, video=video))
 
     # Answers ----------------------------------------------------------------------------------------------
     async def generate(

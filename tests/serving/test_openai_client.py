@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
+import threading
+import wave
 
+import numpy as np
 import openai
 import pytest
 
+from running_server import running, wait_until
 from tianquan.request import SamplingParams
+from tianquan.serving import transcription_route
 
 MODEL = "tiny"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -210,6 +216,29 @@ def test_transcription(client, served_llm, media_root):
     assert events[-1].usage.input_token_details.audio_tokens == 27
 
 
+def test_a_long_recording_is_transcribed_clip_after_clip(client, server, media_root, monkeypatch):
+    """70 s become clips of 30 s at most, a line of the text each, and the stream says what the whole says."""
+    monkeypatch.setattr(transcription_route, "TRANSCRIBE_SAMPLING", SamplingParams(temperature=0, max_tokens=5))
+    rng = np.random.default_rng(0)
+    samples = rng.normal(0, 3000, 70 * 16_000).astype(np.int16)
+    samples[25 * 16_000 : 26 * 16_000] = samples[50 * 16_000 : 51 * 16_000] = 0
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setparams((1, 2, 16_000, 0, "NONE", ""))
+        writer.writeframes(samples.tobytes())
+    content = ("long.wav", file.getvalue())
+    verbose = client.audio.transcriptions.create(model=MODEL, file=content, response_format="verbose_json")
+    assert verbose.duration == 70.0
+    assert verbose.text.count("\n") >= 2
+    assert verbose.usage.output_tokens == 3 * 5
+    events = list(client.audio.transcriptions.create(model=MODEL, file=content, stream=True))
+    assert [event.type for event in events[:-1]] == ["transcript.text.delta"] * (len(events) - 1)
+    assert "".join(event.delta for event in events[:-1]) == events[-1].text == verbose.text
+    tokens = events[-1].usage.input_token_details.audio_tokens
+    assert tokens == verbose.usage.input_token_details["audio_tokens"] > 70 * 25
+    wait_until(server.is_idle)
+
+
 def test_models(client):
     (model,) = client.models.list().data
     assert model.id == MODEL
@@ -255,6 +284,29 @@ def test_unknown_model(client):
     with pytest.raises(openai.NotFoundError) as caught:
         client.chat.completions.create(messages=HELLO, **{**GREEDY, "model": "gpt-4o"})
     assert caught.value.code == "model_not_found"
+
+
+def test_errors_of_the_server_are_the_client_s_own(serve, served_llm):
+    """413, 429 and 503, by the types that programs catch."""
+    with serve(max_num_seqs=1, max_queue=0, max_body_bytes=20_000) as server, server.openai() as client:
+        with pytest.raises(openai.APIStatusError) as caught:
+            client.chat.completions.create(messages=[{"role": "user", "content": "a" * 30_000}], model=MODEL)
+        assert (caught.value.status_code, caught.value.code) == (413, "too_large")
+        place = server.service.admission.enter()
+        with pytest.raises(openai.RateLimitError) as full:
+            client.chat.completions.create(messages=HELLO, **GREEDY)
+        assert full.value.code == "queue_full"
+        assert int(full.value.response.headers["retry-after"]) >= 1
+        place.leave()
+        assert client.chat.completions.create(messages=HELLO, **GREEDY).choices
+    ready = threading.Event()
+    with running(served_llm, load=lambda: ready.wait(20) and served_llm) as server, server.openai() as client:
+        with pytest.raises(openai.InternalServerError) as loading:
+            client.models.list()
+        assert (loading.value.status_code, loading.value.code) == (503, "loading")
+        ready.set()
+        wait_until(lambda: server.service.is_ready)
+        assert client.models.list().data
 
 
 def test_wrong_key(serve, tmp_path):

@@ -75,6 +75,28 @@ def release(server):
     server.engine.gate.set()
 
 
+def test_media_are_prepared_off_the_event_loop(server, monkeypatch):
+    """While a picture is decoded, which may take seconds, others are answered."""
+    decoding, done = threading.Event(), threading.Event()
+    original = server.service.chat_prompt
+
+    def slow(messages, policy=None):
+        if messages[0]["content"] == "slow":
+            decoding.set()
+            assert done.wait(20)
+        return original(messages, policy)
+
+    monkeypatch.setattr(server.service, "chat_prompt", slow)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(server.chat, "slow")
+        assert decoding.wait(10)
+        assert server.get("/health").status == 200
+        assert server.chat("quick").status == 200
+        assert not first.done()
+        done.set()
+        assert first.result(20).status == 200
+
+
 def test_places_for_n_answers_are_taken_together(serve):
     with serve(max_num_seqs=2, max_queue=2) as server:
         assert server.chat(n=4, temperature=1, max_tokens=2).status == 200

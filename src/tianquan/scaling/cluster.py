@@ -101,7 +101,7 @@ def plan_share(num_workers: int | None, num_threads: int | None) -> Share:
     if room < workers:
         raise ParameterError(
             f"{workers} workers of {threads} threads do not fit: the cluster's {sum(cores)} CPUs have room for {room}; "
-            "give fewer --workers or --threads"
+            "give fewer --workers (of batch), --replicas (of serve) or --threads"
         )
     return Share(num_workers=workers, num_threads=threads)
 

@@ -148,9 +148,10 @@ def _receive_once(body: bytes) -> Callable[[], Awaitable[Message]]:
 class ConversationRouter(RequestRouter):
     """Sends a conversation where it was before; when there is no room, to the next in its own order of replicas."""
 
-    # A replica that computes may take a while to say that it has room; computing a conversation anew takes longer.
-    queue_len_response_deadline_s = 2.0
-    max_queue_len_response_deadline_s = 10.0
+    # On a busy machine a replica may take seconds to say that it has room; computing a conversation with a picture anew
+    # takes longer. One that is dead is known to be so at once and is not waited for.
+    queue_len_response_deadline_s = 10.0
+    max_queue_len_response_deadline_s = 30.0
 
     async def choose_replicas(
         self, candidate_replicas: Sequence[RunningReplica], pending_request: PendingRequest | None = None
@@ -158,6 +159,7 @@ class ConversationRouter(RequestRouter):
         """Return the replicas in the order in which they are tried; see ray.serve's `RequestRouter`."""
         if pending_request is None or not pending_request.args:
             return [list(candidate_replicas)]
+        pending_request.routing_context.should_backoff = True  # when none has room: else Ray asks without a pause
         conversation = str(pending_request.args[0])
         names = {replica: replica.replica_id.to_full_id_str() for replica in candidate_replicas}
         return [[replica] for replica in sorted(names, key=lambda it: _weight(conversation, names[it]), reverse=True)]

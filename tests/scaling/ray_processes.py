@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+PATIENCE = 600  # seconds for what takes a few on an idle machine: a limit for what hangs, no measurement
+
 
 def actor_pids(word):
     """Return the processes of this machine's Ray actors whose title has a word in it."""

@@ -2,70 +2,34 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
-import subprocess
-import sys
 import threading
 import time
+import urllib.request
+from dataclasses import replace
+from pathlib import Path
 
 import openai
 import pytest
 
+from scaling.endpoint import Endpoint
+from scaling.ray_processes import PATIENCE
+from tianquan.llm import GREEDY
 from tianquan.scaling.front import conversation_of
 from tianquan.scaling.replica import ForwardedRequest
 
 BEGINNING = "a beginning that is long enough to fill some blocks of keys and values, so that it can be found again: "
-
-
-class Endpoint:
-    """A server with two replicas in a process of its own."""
-
-    def __init__(self, folder, log):
-        self._log = log
-        options = ["--precision", "float32", "--threads", "1", "--replicas", "2", "--ray", "local", "--port", "0"]
-        command = [sys.executable, "-m", "tianquan", "serve", str(folder), *options, "--shutdown-seconds", "1"]
-        with open(log, "wb") as file:
-            self.process = subprocess.Popen(command, stdout=file, stderr=file)
-        port = self.wait_for(r"listening on http://127\.0\.0\.1:(\d+)")[1]
-        self.wait_for("ready: .* 2 replicas", 300)
-        self.client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0, timeout=300)
-
-    def wait_for(self, pattern, seconds=120):
-        end = time.monotonic() + seconds
-        while (found := re.search(pattern, self._log.read_text(errors="replace"))) is None:
-            assert self.process.poll() is None, self._log.read_text(errors="replace")
-            assert time.monotonic() < end, self._log.read_text(errors="replace")
-            time.sleep(0.05)
-        return found
-
-    def chat(self, *texts, **options):
-        roles = ["user", "assistant"] * len(texts)
-        messages = [{"role": role, "content": text} for role, text in zip(roles, texts)]
-        options = {"max_tokens": 6, "temperature": 0, **options}
-        return self.client.chat.completions.create(model="checkpoint", messages=messages, **options)
-
-    def replica_of(self, *texts):
-        """Return the process that answers a conversation, from the log."""
-        answer = self.chat(*texts, max_tokens=1)
-        id = answer.id.removeprefix("chatcmpl-")
-        line = self.wait_for(rf'\{{"event": "request", "id": "{id}".*\}}')[0]
-        return int(json.loads(line)["replica"].rpartition(":")[2])
+LONG_ANSWER = 3000  # tokens
 
 
 @pytest.fixture(scope="module")
 def endpoint(checkpoint_folder, tmp_path_factory):
-    server = Endpoint(checkpoint_folder, tmp_path_factory.mktemp("front") / "log")
+    server = Endpoint(checkpoint_folder, tmp_path_factory.mktemp("front") / "log", "--replicas", "2")
     yield server
-    server.process.terminate()
-    assert server.process.wait(60) == 0
+    server.stop()
 
 
 def test_answers_are_those_of_one_model(endpoint, reference_llm):
-    from dataclasses import replace
-
-    from tianquan.llm import GREEDY
-
     said = reference_llm.chat([{"role": "user", "content": "Hello"}], sampling=replace(GREEDY, max_tokens=6))
     assert endpoint.chat("Hello").choices[0].message.content == said.text
     pieces = [chunk.choices[0].delta.content or "" for chunk in endpoint.chat("Hello", stream=True) if chunk.choices]
@@ -73,12 +37,17 @@ def test_answers_are_those_of_one_model(endpoint, reference_llm):
     assert len([piece for piece in pieces if piece]) > 1
 
 
+def test_health_and_models_are_answered(endpoint):
+    with urllib.request.urlopen(f"http://127.0.0.1:{endpoint.port}/health", timeout=PATIENCE) as response:
+        assert response.status == 200
+    assert [model.id for model in endpoint.client.models.list()] == ["checkpoint"]
+
+
 def test_a_conversation_keeps_its_cache(endpoint):
-    replicas = set()
+    endpoint.wait_for_replicas(2)
     for n in range(8):
         first = f"{BEGINNING} {n}"
         texts, process = [first], endpoint.replica_of(first)
-        replicas.add(process)
         cached = 0
         for turn in range(3):
             answer = endpoint.chat(*texts)
@@ -87,7 +56,6 @@ def test_a_conversation_keeps_its_cache(endpoint):
             cached = usage.cached_tokens + 1
             texts += [answer.choices[0].message.content or "-", f"and then? {turn}"]
             assert endpoint.replica_of(*texts) == process
-    assert len(replicas) == 2  # and they share the conversations
 
 
 def test_mistakes_are_told_as_without_replicas(endpoint):
@@ -98,17 +66,16 @@ def test_mistakes_are_told_as_without_replicas(endpoint):
 
 
 def test_a_client_that_leaves_ends_its_answer(endpoint):
-    stream = endpoint.chat("Tell me", stream=True, max_tokens=3000, extra_body={"ignore_eos": True})
-    next(stream)
-    stream.close()
-    endpoint.wait_for('"status": 499', 60)
+    before = len(endpoint.said())
+    endpoint.long_stream("Tell me").close()
+    endpoint.wait_for('"status": 499', before)
 
 
 def test_a_replica_killed_in_the_middle(endpoint):
     first = f"{BEGINNING} of a stream"
+    endpoint.wait_for_replicas(2)
     process = endpoint.replica_of(first)
-    stream = endpoint.chat(first, stream=True, max_tokens=3000, extra_body={"ignore_eos": True})
-    next(stream)
+    stream = endpoint.long_stream(first)
     os.kill(process, signal.SIGKILL)
     with pytest.raises(openai.APIError, match="the replica that was answering is gone"):
         for _ in stream:
@@ -118,13 +85,29 @@ def test_a_replica_killed_in_the_middle(endpoint):
 
 
 def test_an_answer_that_has_not_begun_comes_from_another_replica(endpoint):
-    endpoint.wait_for("ready")
     first = f"{BEGINNING} of an answer in one piece"
-    process = endpoint.replica_of(first)
-    threading.Timer(0.3, os.kill, (process, signal.SIGKILL)).start()
-    answer = endpoint.chat(first, max_tokens=800, extra_body={"ignore_eos": True})
-    assert answer.usage.completion_tokens == 800
-    endpoint.wait_for("another one is asked", 60)
+    endpoint.wait_for_replicas(2)
+    process, before = endpoint.replica_of(first), len(endpoint.said())
+    killer = threading.Thread(target=kill_at_work, args=(process,))
+    killer.start()
+    answer = endpoint.chat(first, max_tokens=LONG_ANSWER, extra_body={"ignore_eos": True})
+    killer.join()
+    assert answer.usage.completion_tokens == LONG_ANSWER
+    endpoint.wait_for("another one is asked", before)
+
+
+def kill_at_work(process):
+    """Kill a process once it has computed for a moment from now on: the answer is begun then, and far from its end."""
+    end = time.monotonic() + PATIENCE
+    start = processor_seconds(process)
+    while processor_seconds(process) < start + 0.5 and time.monotonic() < end:
+        time.sleep(0.01)
+    os.kill(process, signal.SIGKILL)
+
+
+def processor_seconds(process):
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # in user mode and in the kernel
 
 
 def request(body, salt=""):

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from command_line import assert_refused, run
+from drawn_videos import encode, moving
 from tianquan.checkpoint import open_checkpoint
 from tianquan.training.data_check import DataCheck, Prospect, histogram
 from tianquan.training.records import RecordError
@@ -51,6 +52,27 @@ def test_good_records_are_counted(folder, checkpoint_folder):
     assert report["languages"] == {"": 1, "en": 1, "zh": 1}
     assert report["tokens"]["min"] < 64 < report["tokens"]["max"]
     assert sum(bin["records"] for bin in report["tokens"]["histogram"]) == 3
+
+
+@pytest.mark.parametrize("has_model", [True, False])
+def test_videos_are_decoded_and_counted(folder, checkpoint_folder, has_model):
+    (folder / "film.mp4").write_bytes(encode(moving(12)))
+    (folder / "same.mp4").write_bytes((folder / "film.mp4").read_bytes())
+    (folder / "cut.mp4").write_bytes(encode(moving(12))[:-600])
+    (folder / "sound.mp4").write_bytes((folder / "speech_1s_16k.wav").read_bytes())
+    names = ("film.mp4", "same.mp4", "cut.mp4", "sound.mp4", "missing.mp4")
+    lines = [record({"text": "What moves?", "video": name}) for name in names]
+    prospect = Prospect(open_checkpoint(checkpoint_folder).processor, 4096) if has_model else None
+    report = check(folder, lines, prospect).to_dict()
+    assert (report["records"], report["videos"], report["video_frames"]) == (1, 1, 5)
+    messages = [problem["message"] for problem in report["problems"]]
+    assert [problem["source"] for problem in report["problems"]] == [f"records.jsonl:{n}" for n in (2, 3, 4, 5)]
+    assert messages[0].startswith("repeats records.jsonl:1")
+    assert messages[1].startswith("cut.mp4: the video is damaged")
+    assert "sound.mp4: the file is WAV; expected a video" in messages[2]
+    assert messages[3] == "video 1: missing.mp4: no such file"
+    if has_model:
+        assert report["tokens"]["max"] > 5 * 64
 
 
 def test_every_bad_record_is_named_and_the_rest_counted(folder):

@@ -79,7 +79,8 @@ def show_statistics(report: dict[str, Any]) -> None:
     table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    for key in ("records", "bad_records", "turns", "images", "audios", "audio_seconds", "longest_audio_seconds"):
+    counts = ("records", "bad_records", "turns", "images", "videos", "video_frames", "audios", "audio_seconds")
+    for key in (*counts, "longest_audio_seconds"):
         table.add_row(key.replace("_", " "), f"{report[key]:,}")
     if (tokens := report["tokens"]) is not None:
         table.add_row("tokens", f"{tokens['total']:,}")

@@ -20,16 +20,23 @@ from PIL import Image
 
 from tianquan.errors import MediaError, TianquanError
 from tianquan.processing.audio import SAMPLE_RATE
+from tianquan.processing.image import ImageSettings
 from tianquan.processing.labels import printable
 from tianquan.processing.media import load_image, load_waveform
 from tianquan.processing.messages import ImageReference, MediaSource
 from tianquan.processing.processor import Processor
+from tianquan.processing.video_input import DecodedVideo, load_video
 from tianquan.request import MediaPolicy
 from tianquan.training.examples import build_example
 from tianquan.training.records import Record, RecordError, parse_record
 
 _GROUP_KEYS = ("task", "language")  # that evaluation reports by
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_ANY_MODEL = ImageSettings(  # frames are decoded at the official size where no model is named
+    scale_resolution=448, patch_size=14, max_slices=9, slice_mode=True, tokens_per_slice=64
+)
+_MAX_CLIP_SAMPLES = 30 * SAMPLE_RATE
+_READ_BYTES = 2**20
 _FIRST_BIN = 32  # tokens; each further bin of the histogram is twice as wide
 
 
@@ -61,6 +68,8 @@ class DataReport:
     problems: list[Problem] = field(default_factory=list)
     num_turns: int = 0
     num_images: int = 0
+    num_videos: int = 0
+    num_video_frames: int = 0  # that are seen of them
     audio_seconds: list[float] = field(default_factory=list)  # of each recording
     num_tokens: list[int] = field(default_factory=list)  # of each record, when a model is given
     tasks: Counter[str] = field(default_factory=Counter)
@@ -86,6 +95,8 @@ class DataReport:
             "problems": [{"source": problem.source, "message": problem.message} for problem in self.problems],
             "turns": self.num_turns,
             "images": self.num_images,
+            "videos": self.num_videos,
+            "video_frames": self.num_video_frames,
             "audios": len(self.audio_seconds),
             "audio_seconds": round(sum(self.audio_seconds), 3),
             "longest_audio_seconds": round(max(self.audio_seconds, default=0.0), 3),
@@ -174,7 +185,7 @@ class DataCheck:
             for key in _GROUP_KEYS
             if not isinstance(record.extra.get(key, ""), str)
         ]
-        decoded, digest, media_problems = self._open_media(record)
+        decoded, digest, num_frames, media_problems = self._open_media(record)
         problems += media_problems
         if problems:
             return problems
@@ -188,15 +199,21 @@ class DataCheck:
             num_tokens = len(example.prompt.token_ids)
         if (first := self._seen.setdefault(digest, source)) != source:
             return [f"repeats {first}: the same conversation with the same media"]
-        self._count(decoded, num_tokens)
+        self._count(decoded, num_frames, num_tokens)
         return []
 
-    def _open_media(self, record: Record) -> tuple[Record, bytes, list[str]]:
-        """Return the record with its media decoded, a digest of all it says, and which media cannot be used."""
+    def _open_media(self, record: Record) -> tuple[Record, bytes, int, list[str]]:
+        """Decode the media of a record.
+
+        Returns:
+            The record with pictures and sounds decoded and videos found, a digest of all it says, how many frames are
+            seen of the videos, and which media cannot be used.
+        """
         problems: list[str] = []
         hashed = hashlib.blake2b(digest_size=16)
         turns = []
-        number = {"image": 0, "audio": 0}
+        number = {"image": 0, "audio": 0, "video": 0}
+        num_frames = 0
         for turn in record.turns:
             _add(hashed, turn.role.encode(), (turn.text or "").encode("utf-8", "surrogatepass"))
             images: list[ImageReference] = []
@@ -215,8 +232,17 @@ class DataCheck:
                     audios.append(self._open_audio(audio, f"audio {number['audio']}", hashed))
                 except TianquanError as error:
                     problems.append(str(error))
-            turns.append(replace(turn, images=tuple(images), audios=tuple(audios)))
-        return replace(record, turns=tuple(turns)), hashed.digest(), problems
+            videos: list[MediaSource] = []
+            for source in turn.videos:
+                number["video"] += 1
+                try:
+                    found, video = self._open_video(source, f"video {number['video']}", hashed)
+                    videos.append(found)
+                    num_frames += sum(frame.num_video_frames for frame in video.frames)
+                except TianquanError as error:
+                    problems.append(str(error))
+            turns.append(replace(turn, images=tuple(images), audios=tuple(audios), videos=tuple(videos)))
+        return replace(record, turns=tuple(turns)), hashed.digest(), num_frames, problems
 
     def _open_image(self, source: MediaSource, label: str, hashed: Any) -> Image.Image:
         data = self._read(source, label)
@@ -228,23 +254,39 @@ class DataCheck:
         _add(hashed, b"audio", data)
         return load_waveform(data, self._policy.max_audio_seconds, _name(source, label)), SAMPLE_RATE
 
+    def _open_video(self, source: MediaSource, label: str, hashed: Any) -> tuple[Path | bytes, DecodedVideo]:
+        """Return where a video is, and its frames as the model sees them; a file is never read as a whole."""
+        found = source if isinstance(source, bytes) else self._path(source, label)
+        _add(hashed, b"video", _digest(found, label))
+        settings = self._prospect.processor.settings.image if self._prospect else _ANY_MODEL
+        return found, load_video(found, self._policy, settings, _MAX_CLIP_SAMPLES, _name(source, label))
+
     def _read(self, source: MediaSource, label: str) -> bytes:
         """Return the encoded bytes of a medium, so that its digest does not depend on the file's name."""
         if isinstance(source, bytes):
             return source
+        path = self._path(source, label)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise MediaError(f"{label}: {printable(str(source))}: cannot be read") from error
+
+    def _path(self, source: MediaSource, label: str) -> Path:
         assert isinstance(source, str | Path), "records name media by path or hold their bytes"
         path = Path(source) if self._media_root is None else self._media_root / source
         try:
             if not path.is_file():
                 raise MediaError(f"{label}: {printable(str(source))}: no such file")
-            return path.read_bytes()
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
             raise MediaError(f"{label}: {printable(str(source))}: cannot be read") from error
+        return path
 
-    def _count(self, record: Record, num_tokens: int | None) -> None:
+    def _count(self, record: Record, num_frames: int, num_tokens: int | None) -> None:
         report = self.report
         report.num_turns += len(record.turns)
         report.num_images += sum(len(turn.images) for turn in record.turns)
+        report.num_videos += sum(len(turn.videos) for turn in record.turns)
+        report.num_video_frames += num_frames
         report.audio_seconds += [_seconds(audio) for turn in record.turns for audio in turn.audios]
         report.tasks[record.extra.get("task", "")] += 1
         report.languages[record.extra.get("language", "")] += 1
@@ -260,6 +302,21 @@ def _seconds(audio: MediaSource) -> float:
 def _add(hashed: Any, *parts: bytes) -> None:
     for part in parts:  # with its length, so that parts cannot be confused
         hashed.update(len(part).to_bytes(8, "little") + part)
+
+
+def _digest(source: Path | bytes, label: str) -> bytes:
+    """Return the digest of bytes, or of a file that may be larger than memory."""
+    hashed = hashlib.blake2b(digest_size=16)
+    if isinstance(source, bytes):
+        hashed.update(source)
+        return hashed.digest()
+    try:
+        with source.open("rb") as file:
+            while block := file.read(_READ_BYTES):
+                hashed.update(block)
+    except OSError as error:
+        raise MediaError(f"{label}: {printable(source.name)}: cannot be read") from error
+    return hashed.digest()
 
 
 def _name(source: MediaSource, label: str) -> str:

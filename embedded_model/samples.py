@@ -37,6 +37,8 @@ WEIGHTS: dict[str, float] = {
     "read_text": 7,
     "two_images": 5,
     "follow_up": 6,
+    "find_by_shape": 0,
+    "count_each": 0,
     "interview": 0,  # of a later stage
     "transcribe": 12,
     "spoken_digits": 4,

@@ -26,29 +26,31 @@ from embedded_model.writing import draw_text
 
 OTHER_LANGUAGE = 0.12  # share of reading and transcription prompts in the other language than the medium
 TWO_PICTURES_SIDE = 224  # pixels: two pictures make twice the features
+COUNT_KINDS: tuple[AskKind, ...] = ("count_all", "count_shape", "count_colour", "count_both")
+MOST_COUNTED = 7  # questions of one scene
 MORE_QUESTIONS = (3, 6)  # of an interview, after the first
-INTERVIEW_KINDS: dict[AskKind, float] = {  # how often each is asked; counting and places take longest to learn
-    "colour_of_shape": 10,
+INTERVIEW_KINDS: dict[AskKind, float] = {  # how often each is asked; finding by shape and counting take longest
+    "colour_of_shape": 18,
     "shape_of_colour": 6,
     "only_both": 5,
-    "count_all": 8,
-    "count_shape": 9,
+    "count_all": 7,
+    "count_shape": 12,
     "count_colour": 7,
-    "count_both": 6,
-    "exists_shape": 4,
-    "exists_colour": 3,
+    "count_both": 8,
+    "exists_shape": 5,
+    "exists_colour": 2,
     "exists_both": 4,
-    "is_colour": 3,
-    "where_shape": 9,
+    "is_colour": 5,
+    "where_shape": 14,
     "where_both": 5,
-    "bigger_shape": 3,
-    "smaller_shape": 2,
-    "bigger_colour": 2,
-    "left_of": 3,
-    "right_of": 3,
-    "above": 3,
-    "below": 3,
-    "describe": 8,
+    "bigger_shape": 2,
+    "smaller_shape": 1,
+    "bigger_colour": 1,
+    "left_of": 2,
+    "right_of": 1,
+    "above": 2,
+    "below": 1,
+    "describe": 6,
 }
 
 
@@ -271,6 +273,47 @@ def interview(studio: Studio, language: Language) -> Draft:
     return _ask_more(studio, language, draft, scene, studio.rng.randint(*MORE_QUESTIONS))
 
 
+def find_by_shape(studio: Studio, language: Language) -> Draft:
+    """Large objects of different shapes and colours, each asked for by its shape, and one that is not there."""
+    rng = studio.rng
+    count = rng.choice((2, 2, 3, 3, 4))
+    names, tints = rng.sample(shapes.SHAPE_NAMES, count + 1), rng.sample(colours.COLOUR_NAMES, count)
+    wanted = [
+        Wanted(shape=shape, colour=colour, radius=rng.uniform(0.2, 0.4) / count**0.5)
+        for shape, colour in zip(names, tints, strict=False)  # one more name: it is not there
+    ]
+    scene = plan_scene(wanted, studio.size(), rng)
+    questions = [asks.random_ask(kind, rng, name) for name in names for kind in ("colour_of_shape", "where_shape")]
+    rng.shuffle(questions)
+    draft, pictures = Draft(), (studio.draw(scene),)
+    for ask in questions:
+        reply = asks.answer(ask, scene, language)
+        if reply is not None:
+            draft.ask(wordings.word(ask, language, rng), reply, () if draft.asks else pictures)
+            draft.asks.append(ask)
+    return draft
+
+
+def count_each(studio: Studio, language: Language) -> Draft:
+    """All objects of a scene counted, and those of each shape and of each colour, in any order."""
+    rng = studio.rng
+    first = asks.random_ask(rng.choice(COUNT_KINDS), rng)
+    scene, _ = scene_for(first, studio.size(), rng, language)
+    things = scene.objects
+    questions = {first: None, Ask(kind="count_all"): None}  # a set that keeps its order: samples repeat
+    questions |= {Ask(kind="count_shape", shape=thing.shape): None for thing in things}
+    questions |= {Ask(kind="count_colour", colour=thing.colour): None for thing in things}
+    questions |= {Ask(kind="count_both", shape=thing.shape, colour=thing.colour): None for thing in things[:2]}
+    order = rng.sample(tuple(questions), min(len(questions), MOST_COUNTED))
+    draft, pictures = Draft(), (studio.draw(scene),)
+    for ask in order:
+        reply = asks.answer(ask, scene, language)
+        assert reply is not None, "what is counted has a number"
+        draft.ask(wordings.word(ask, language, rng), reply, () if draft.asks else pictures)
+        draft.asks.append(ask)
+    return draft
+
+
 def _ask_more(studio: Studio, language: Language, draft: Draft, scene: Scene, num_turns: int) -> Draft:
     """Add up to `num_turns` other questions about the scene, as far as it answers them."""
     rng = studio.rng
@@ -381,6 +424,8 @@ TASKS: dict[str, Task] = {
     "read_text": read_text,
     "two_images": two_images,
     "follow_up": follow_up,
+    "find_by_shape": find_by_shape,
+    "count_each": count_each,
     "interview": interview,
     "transcribe": transcribe,
     "spoken_digits": spoken_digits,

@@ -190,13 +190,29 @@ STAGES: dict[str, Stage] = {
         weights=INTERVIEWS,
         dense_share=0.5,
     ),
-    "settle": replace(
+    "finding": replace(
         WHOLE,
-        plan=replace(MUON, num_steps=500, learning_rate=5e-4, schedule="linear", precision="float32", seed=10),
+        plan=replace(MUON, learning_rate=9e-4, precision="float32", seed=12),
         batch_size=128,
         after=("cells",),
         weights=INTERVIEWS,
-        dense_share=0.25,
+        dense_share=0.5,
+    ),
+    "by_shape": replace(
+        WHOLE,
+        plan=replace(MUON, learning_rate=1e-3, precision="float32", seed=13),
+        batch_size=128,
+        after=("finding",),
+        parts=("language_model", "resampler"),
+        weights={"find_by_shape": 1},
+    ),
+    "settle": replace(
+        WHOLE,
+        plan=replace(MUON, num_steps=480, schedule="linear", precision="float32", seed=10),
+        batch_size=128,
+        after=("finding", "by_shape"),
+        weights={**INTERVIEWS, "interview": 28, "find_by_shape": 9, "count_each": 15},
+        dense_share=0.35,
     ),
 }
 

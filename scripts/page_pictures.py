@@ -64,10 +64,11 @@ def served_embedded_model() -> Iterator[str]:
 def take(page: Page, url: str, folder: Path) -> None:
     choices = {"tianquan.settings": '{"temperature": 0}'}
     page.start(url, choices)
+    page.resize(1280, 900)
     add(page, "shapes.png")
-    ask(page, "What is in the picture?")
     add(page, "question.wav")
     ask(page)
+    ask(page, "What colour is the square?")
     keep(page, folder / "page-light.png", colours=128)
     page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
     keep(page, folder / "page-dark.png", colours=128)

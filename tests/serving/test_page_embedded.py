@@ -169,3 +169,18 @@ def test_stop_keeps_what_was_said(page, server, llm, slow, monkeypatch):
     page.wait("document.querySelectorAll('#column .message').length === 2")
     assert page.text(".message:last-child .markdown") == text
     assert page.text(".message:last-child .ending") == "Stopped"
+
+
+def test_everything_fits_on_a_phone(page, tmp_path):
+    (tmp_path / "moving.mp4").write_bytes(encode(moving(12)))
+    page.resize(360, 640, is_phone=True)
+    page.load()
+    page.choose_files("#files", EXAMPLES / "shapes.png", EXAMPLES / "command.wav", tmp_path / "moving.mp4")
+    page.wait("document.querySelectorAll('#composer :is(.is-picture, .is-sound, video)').length >= 3")
+    page.click(".go")
+    answer(page, 1)
+    outside = page.evaluate(
+        "[...document.querySelectorAll('.message *')].map((node) => [node.className, node.getBoundingClientRect()])"
+        "  .filter(([, box]) => box.width > 0 && (box.left < 0 || box.right > innerWidth)).map(([name]) => name)"
+    )
+    assert outside == []

@@ -15,7 +15,7 @@ export function answerDetails(answer) {
   const cached = usage?.prompt_tokens_details?.cached_tokens;
   const line = [
     firstTokenMs === undefined ? null : say("firstToken", { value: timeSpan(firstTokenMs) }),
-    rate === null ? null : say("rate", { value: rate.toFixed(1) }),
+    rate === null ? null : say("rate", { value: perSecond(rate) }),
     usage ? say("tokensInOut", { in: count(usage.prompt_tokens), out: count(usage.completion_tokens) }) : null,
     cached ? say("cachedShort", { value: count(cached) }) : null,
   ].filter(Boolean);
@@ -36,6 +36,11 @@ function tokensPerSecond({ timings, usage, firstTokenMs, totalMs }) {
   if (timings?.predicted_per_second > 0) return timings.predicted_per_second;
   if (!usage || usage.completion_tokens < 2 || !(totalMs > firstTokenMs)) return null;
   return (1000 * (usage.completion_tokens - 1)) / (totalMs - firstTokenMs);
+}
+
+/** Three digits are read at a glance, and more are not measured. */
+function perSecond(rate) {
+  return rate < 100 ? rate.toFixed(1) : count(Math.round(rate));
 }
 
 function rows(answer, rate) {
@@ -62,6 +67,6 @@ function rows(answer, rate) {
   return [
     ...counts.filter(([, value]) => value !== undefined && value !== null).map(([name, value]) => [name, count(value)]),
     ...times.filter(([, value]) => value > 0).map(([name, value]) => [name, timeSpan(value)]),
-    ...(rate === null ? [] : [[say("speed"), say("rate", { value: rate.toFixed(1) })]]),
+    ...(rate === null ? [] : [[say("speed"), say("rate", { value: perSecond(rate) })]]),
   ];
 }

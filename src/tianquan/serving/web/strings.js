@@ -28,7 +28,7 @@ const STRINGS = {
   skipToQuestion: ["Skip to the question", "跳到输入框"],
   model: ["Model", "模型"],
   toEnd: ["To the newest message", "回到最新消息"],
-  dropHere: ["Drop pictures or sound here", "将图片或音频拖到这里"],
+  dropHere: ["Drop pictures, sound or video here", "将图片、音频或视频拖到这里"],
   rename: ["Rename", "重命名"],
   remove: ["Delete", "删除"],
   saveMarkdown: ["Export as Markdown", "导出为 Markdown"],
@@ -42,8 +42,8 @@ const STRINGS = {
 
   welcome: ["What would you like to know?", "想了解什么？"],
   welcomeMore: [
-    "Ask about text, pictures or sound. Everything stays on the machine that runs this server.",
-    "可以询问文字、图片或声音。所有内容都留在运行此服务的机器上。",
+    "Ask about text, pictures, sound or video. Everything stays on the machine that runs this server.",
+    "可以询问文字、图片、声音或视频。所有内容都留在运行此服务的机器上。",
   ],
   tryPicture: ["Ask about a picture", "询问一张图片"],
   tryPictureMore: ["Photos, documents, tables, screenshots", "照片、文档、表格、截图"],
@@ -64,7 +64,7 @@ const STRINGS = {
   ask: ["Ask anything", "输入问题"],
   askMedia: ["Ask about it, or just send", "就此提问，或直接发送"],
   keysHint: ["Enter sends · Shift+Enter new line · Esc stops", "Enter 发送 · Shift+Enter 换行 · Esc 停止"],
-  attach: ["Add pictures or sound", "添加图片或音频"],
+  attach: ["Add pictures, sound or video", "添加图片、音频或视频"],
   record: ["Record sound", "录音"],
   finishRecording: ["Finish recording", "结束录音"],
   cancelRecording: ["Discard recording", "放弃录音"],

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -57,6 +60,48 @@ def test_ctrl_c_while_a_video_is_read(reference_llm, film, monkeypatch, capsys):
     assert not conversation.ask("what moves?")
     assert session.turns == ()
     assert "stopped" in capsys.readouterr().err
+
+
+TELL_WHEN_FRAMES_ARE_ENCODED = """
+import sys
+from tianquan.cli import main
+from tianquan.models.omni_model import OmniModel
+
+encode = OmniModel.encode_images
+
+def told(self, images):
+    print("encoding", len(images), file=sys.stderr, flush=True)
+    return encode(self, images)
+
+OmniModel.encode_images = told
+main()
+"""
+
+
+@pytest.mark.parametrize("question", [["what moves?"], []])
+def test_ctrl_c_while_frames_are_encoded(checkpoint_folder, tmp_path, question):
+    """A real signal to a real process: asked once it ends with 130, in a conversation that goes on."""
+    film = tmp_path / "film.mp4"
+    film.write_bytes(encode(moving(60), rate=4))
+    command = [sys.executable, "-c", TELL_WHEN_FRAMES_ARE_ENCODED, "chat", str(checkpoint_folder), *question]
+    process = subprocess.Popen(
+        [*command, "--video", str(film), *BACKEND],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    if not question:
+        process.stdin.write(b"what moves?\n")
+        process.stdin.flush()
+    errors = b""
+    while b"encoding" not in errors:
+        line = process.stderr.readline()
+        assert line, errors
+        errors += line
+    process.send_signal(signal.SIGINT)
+    output, rest = process.communicate(None if question else b"/quit\n", timeout=60)
+    assert process.returncode == (130 if question else 0)
+    assert b"(stopped)" in rest
+    assert b"Traceback" not in rest
+    assert output.replace(b"[film.mp4]", b"").strip(b"> \n") == b""  # no token had come
 
 
 def test_a_session_keeps_videos(reference_llm, film, tmp_path):

@@ -34,6 +34,7 @@ from tianquan.scaling.cluster import Share, check_model, connected, plan_share, 
 _PIECE_ROWS = 16  # at first: few enough that all workers end at about the same time
 _MAX_PIECES = 4096  # Ray plans all of them at the start; up to twice as many are left
 _PIECES_AT_ONCE = 2  # of one worker: while the last rows of one are answered, the next has begun
+MAX_LOSSES = 5  # of workers with the same piece: Ray would try for ever, also what kills every worker
 
 _COLUMNS = pa.schema(
     [
@@ -136,11 +137,17 @@ def _answers(plan: BatchPlan, pieces: list[Piece], share: Share) -> Iterator[Ans
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=share.num_threads,
+        max_task_retries=MAX_LOSSES,
     )
     try:
         for table in answered.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=1):
             for row in table.to_pylist():
                 yield AnsweredRow(**row)
+    except ray.exceptions.RayActorError as error:
+        raise TianquanError(
+            f"rows lost their worker more than {MAX_LOSSES} times ({_cause(error)}); does its machine have the memory "
+            "for the model and its rows? The same command goes on behind the rows that are written"
+        ) from error
     except ray.exceptions.RayError as error:
         raise TianquanError(f"the workers failed: {_cause(error)}") from error
 

@@ -1,12 +1,14 @@
 """Batch jobs: what is lost when they are killed, whether two runs agree, and what Ray's workers cost.
 
     python benchmarks/batch_jobs.py [--rows 1000] [--kills 5] [--ray] [--output FILE]
+    python benchmarks/batch_jobs.py --cost-only [--pairs 5] [--output FILE]     # on an otherwise idle machine
 
 The job: mixed rows (text, pictures, sound, both, completions), ten of them broken in different ways, on the small
 conformance checkpoint in float32. It is run twice, and once more with kills at random moments (SIGKILL) and the same
 command again. With --ray (ray installed in this environment) the same job runs on two Ray workers, one of which is
 killed on the way, and a job whose time is the model's compares one process of two threads with two workers of one:
-alternating, so that what else the machine does hits both. Times are the job's own, without starting and loading.
+alternating, so that what else the machine does hits both; --cost-only does nothing else. Times are the job's own,
+without starting and loading.
 """
 
 from __future__ import annotations
@@ -165,6 +167,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--ray", action="store_true")
+    parser.add_argument("--cost-only", action="store_true")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--cost-rows", type=int, default=96)
     parser.add_argument("--output", type=Path)
@@ -180,10 +183,12 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(prefix="tianquan-batch-") as name:
         folder = Path(name)
-        result, input = check_kills(folder, arguments.rows, arguments.kills)
-        note("kills", result)
-        if arguments.ray:
-            note("ray", check_ray(folder, input))
+        if not arguments.cost_only:
+            result, input = check_kills(folder, arguments.rows, arguments.kills)
+            note("kills", result)
+            if arguments.ray:
+                note("ray", check_ray(folder, input))
+        if arguments.ray or arguments.cost_only:
             note("cost_of_ray", compare_cost(folder, arguments.cost_rows, arguments.pairs))
     print(json.dumps(found, indent=1))
 

@@ -21,7 +21,9 @@ def main() -> None:
         folder = Path(temporary) / "synthetic"
         write_synthetic_folder(folder, find_recipe("int4"))
         llm = load(folder)
-        report = measure_engine(llm, EnginePlan(repeats=3), lambda stage: print(stage, file=sys.stderr, flush=True))
+        report = measure_engine(
+            llm, EnginePlan(repeats=3, passes=7), lambda stage: print(stage, file=sys.stderr, flush=True)
+        )
     report = {
         "date": datetime.date.today().isoformat(),
         "machine": machine_name(),

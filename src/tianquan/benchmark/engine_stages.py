@@ -44,7 +44,7 @@ class EnginePlan:
     copied_tokens: int = 96
     repeats: int = 3
     turn_tokens: int = 8
-    passes: int = 7  # through each text, with and without drafts
+    passes: int = 5  # through each text, with and without drafts
 
 
 class _Script:

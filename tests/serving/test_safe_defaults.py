@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import time
+import wave
 import zlib
 
 import numpy as np
@@ -371,6 +372,20 @@ def test_videos_of_a_request_share_the_cap_on_decoding(server, monkeypatch):
     reply = server.chat([part, part])
     assert reply.status == 400
     assert "max_decoded_pixels" in reply.error["message"]
+
+
+def test_recordings_of_a_request_share_the_cap_on_their_length(serve):
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setparams((1, 2, 16_000, 0, "NONE", ""))
+        writer.writeframes(bytes(2 * 16_000 * 12))
+    (part,) = audio_part(file.getvalue())
+    with serve(max_audio_seconds=20, long_audio="chunk") as server:
+        assert server.chat([part]).status == 200
+        reply = server.chat([part, part])
+        assert reply.status == 400
+        assert "cap of 10 s" in reply.error["message"]
+        assert server.upload(file.getvalue()).status == 200
 
 
 def test_of_a_gif_the_first_frame_is_decoded_and_no_more(server):

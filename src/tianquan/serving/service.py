@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -174,12 +175,14 @@ class Service:
         return await self.on_thread(work)
 
     def chat_prompt(self, messages: list[dict[str, Any]], policy: MediaPolicy | None = None) -> Prompt:
-        """Return the prompt of a conversation; all media must be bytes. Its videos share the cap on decoding work."""
+        """Return the prompt of a conversation; all media must be bytes. Its recordings, and its videos, share a cap."""
         policy = policy or self.config.media_policy
         parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
-        num_videos = max(1, sum(part["type"] == "video_url" for part in parts))
-        video = replace(policy.video, max_decoded_pixels=policy.video.max_decoded_pixels // num_videos)
-        return self.llm.processor(messages, replace(policy, video=video))
+        kinds = Counter(part["type"] for part in parts)
+        max_pixels = policy.video.max_decoded_pixels // max(1, kinds["video_url"])
+        max_seconds = policy.max_audio_seconds / max(1, kinds["audio_url"])  # an hour is 230 MB
+        video = replace(policy.video, max_decoded_pixels=max_pixels)
+        return self.llm.processor(messages, replace(policy, video=video, max_audio_seconds=max_seconds))
 
     # Answers ----------------------------------------------------------------------------------------------
     async def generate(

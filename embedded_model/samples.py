@@ -38,6 +38,7 @@ WEIGHTS: dict[str, float] = {
     "two_images": 5,
     "follow_up": 6,
     "find_by_shape": 0,
+    "relate": 0,
     "count_each": 0,
     "interview": 0,  # of a later stage
     "transcribe": 12,

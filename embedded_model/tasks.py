@@ -27,7 +27,8 @@ from embedded_model.writing import draw_text
 OTHER_LANGUAGE = 0.12  # share of reading and transcription prompts in the other language than the medium
 TWO_PICTURES_SIDE = 224  # pixels: two pictures make twice the features
 COUNT_KINDS: tuple[AskKind, ...] = ("count_all", "count_shape", "count_colour", "count_both")
-MOST_COUNTED = 7  # questions of one scene
+PAIR_KINDS: tuple[AskKind, ...] = ("left_of", "right_of", "above", "below", "bigger_shape", "smaller_shape")
+MOST_ASKED = 8  # questions of one scene
 MORE_QUESTIONS = (3, 6)  # of an interview, after the first
 INTERVIEW_KINDS: dict[AskKind, float] = {  # how often each is asked; finding by shape and counting take longest
     "colour_of_shape": 18,
@@ -275,23 +276,46 @@ def interview(studio: Studio, language: Language) -> Draft:
 
 def find_by_shape(studio: Studio, language: Language) -> Draft:
     """Large objects of different shapes and colours, each asked for by its shape, and one that is not there."""
+    scene, names = _large_things(studio)
+    questions = [
+        asks.random_ask(kind, studio.rng, name) for name in names for kind in ("colour_of_shape", "where_shape")
+    ]
+    studio.rng.shuffle(questions)
+    return _ask_all(studio, language, scene, questions)
+
+
+def relate(studio: Studio, language: Language) -> Draft:
+    """The same with pairs of them: what is left of, above, larger than what."""
+    scene, names = _large_things(studio)
+    pairs = [studio.rng.sample(names[:-1], 2) for _ in range(MOST_ASKED)]
+    questions = [Ask(kind=studio.rng.choice(PAIR_KINDS), shape=first, other=other) for first, other in pairs]
+    return _ask_all(studio, language, scene, list(dict.fromkeys(questions)))
+
+
+def _large_things(studio: Studio) -> tuple[Scene, list[str]]:
+    """Return a scene of two to four large objects, their shapes, and last a shape that is not there."""
     rng = studio.rng
     count = rng.choice((2, 2, 3, 3, 4))
     names, tints = rng.sample(shapes.SHAPE_NAMES, count + 1), rng.sample(colours.COLOUR_NAMES, count)
     wanted = [
         Wanted(shape=shape, colour=colour, radius=rng.uniform(0.2, 0.4) / count**0.5)
-        for shape, colour in zip(names, tints, strict=False)  # one more name: it is not there
+        for shape, colour in zip(names, tints, strict=False)
     ]
-    scene = plan_scene(wanted, studio.size(), rng)
-    questions = [asks.random_ask(kind, rng, name) for name in names for kind in ("colour_of_shape", "where_shape")]
-    rng.shuffle(questions)
+    return plan_scene(wanted, studio.size(), rng), names
+
+
+def _ask_all(studio: Studio, language: Language, scene: Scene, questions: list[Ask]) -> Draft:
+    """Ask what the scene answers; the picture comes with the first question."""
     draft, pictures = Draft(), (studio.draw(scene),)
-    for ask in questions:
+    for ask in questions[:MOST_ASKED]:
         reply = asks.answer(ask, scene, language)
         if reply is not None:
-            draft.ask(wordings.word(ask, language, rng), reply, () if draft.asks else pictures)
+            draft.ask(wordings.word(ask, language, studio.rng), reply, () if draft.asks else pictures)
             draft.asks.append(ask)
-    return draft
+    if draft.asks:
+        return draft
+    everything = Ask(kind="count_all")
+    return draft.ask(wordings.word(everything, language, studio.rng), str(len(scene.objects)), pictures)
 
 
 def count_each(studio: Studio, language: Language) -> Draft:
@@ -304,14 +328,7 @@ def count_each(studio: Studio, language: Language) -> Draft:
     questions |= {Ask(kind="count_shape", shape=thing.shape): None for thing in things}
     questions |= {Ask(kind="count_colour", colour=thing.colour): None for thing in things}
     questions |= {Ask(kind="count_both", shape=thing.shape, colour=thing.colour): None for thing in things[:2]}
-    order = rng.sample(tuple(questions), min(len(questions), MOST_COUNTED))
-    draft, pictures = Draft(), (studio.draw(scene),)
-    for ask in order:
-        reply = asks.answer(ask, scene, language)
-        assert reply is not None, "what is counted has a number"
-        draft.ask(wordings.word(ask, language, rng), reply, () if draft.asks else pictures)
-        draft.asks.append(ask)
-    return draft
+    return _ask_all(studio, language, scene, rng.sample(tuple(questions), len(questions)))
 
 
 def _ask_more(studio: Studio, language: Language, draft: Draft, scene: Scene, num_turns: int) -> Draft:
@@ -425,6 +442,7 @@ TASKS: dict[str, Task] = {
     "two_images": two_images,
     "follow_up": follow_up,
     "find_by_shape": find_by_shape,
+    "relate": relate,
     "count_each": count_each,
     "interview": interview,
     "transcribe": transcribe,

@@ -206,12 +206,20 @@ STAGES: dict[str, Stage] = {
         parts=("language_model", "resampler"),
         weights={"find_by_shape": 1},
     ),
-    "settle": replace(
+    "drill": replace(
         WHOLE,
-        plan=replace(MUON, num_steps=480, schedule="linear", precision="float32", seed=10),
+        plan=replace(MUON, learning_rate=1e-3, precision="float32", seed=14),
         batch_size=128,
         after=("finding", "by_shape"),
-        weights={**INTERVIEWS, "interview": 28, "find_by_shape": 9, "count_each": 15},
+        parts=("language_model", "resampler"),
+        weights={"find_by_shape": 3, "count_each": 6, "relate": 3},
+    ),
+    "settle": replace(
+        WHOLE,
+        plan=replace(MUON, num_steps=400, schedule="linear", precision="float32", seed=10),
+        batch_size=128,
+        after=("finding", "drill"),
+        weights={**INTERVIEWS, "interview": 26, "find_by_shape": 8, "relate": 5, "count_each": 14},
         dense_share=0.35,
     ),
 }

@@ -149,12 +149,12 @@ void run_attention(Runtime& runtime, const Kernels& kernels) {
     for (int32_t causal : {0, 1}) {
       const int32_t heads = 6, kv_heads = 2;
       const Buffer<int32_t> queries(4), keys(4);
-      const int32_t query_edges[] = {0, 1, 1, 130}, key_edges[] = {0, 3, 4, 140};
+      const int32_t query_edges[] = {0, 1, 1, 130}, key_edges[] = {0, 3, 4, 540};
       for (int i = 0; i < 4; ++i) {
         queries.data[i] = query_edges[i];
         keys.data[i] = key_edges[i];
       }
-      const Floats q(130 * heads * head_dim), k(140 * kv_heads * head_dim), v(140 * kv_heads * head_dim);
+      const Floats q(130 * heads * head_dim), k(540 * kv_heads * head_dim), v(540 * kv_heads * head_dim);
       const Floats out(q.size);
       kernels.attention(runtime,
                         {q.data, k.data, v.data, heads * head_dim, kv_heads * head_dim, kv_heads * head_dim,

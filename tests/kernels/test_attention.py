@@ -33,6 +33,15 @@ def test_packed_segments(
     assert relative_error(native.attention(*arguments), reference.attention(*arguments)) < FLOAT32
 
 
+@pytest.mark.parametrize("head_dim", [5, 64, 72, 120, 136])
+def test_many_keys(native: NativeOps, reference: ReferenceOps, head_dim: int) -> None:
+    """Above 511 keys blocks of them are larger, and widths that are multiples of 24 have a tile of their own."""
+    queries, keys = np.array([0, 53, 60, 61], np.int32), np.array([0, 512, 1153, 1664], np.int32)
+    q, k, v = normal(61, 3, head_dim), normal(1664, 3, head_dim), normal(1664, 3, head_dim)
+    arguments = (q, k, v, queries, keys, False)
+    assert relative_error(native.attention(*arguments), reference.attention(*arguments)) < FLOAT32
+
+
 def test_large_scores_do_not_overflow(native: NativeOps, reference: ReferenceOps) -> None:
     q, k, v = (normal(70, 2, 16) * scale for scale in (100, 100, 1))
     offsets = np.array([0, 70], np.int32)

@@ -28,10 +28,10 @@ struct QueryChunk {
   bool causal;
 };
 
-template <Format F>
+template <Format F, int64_t kKeys>
 void attend_chunk(const QueryChunk& c, const RowSource& keys, const RowSource& values, void* memory) {
   const int64_t rows = (c.last - c.first) * c.group;
-  const AttentionScratch s = carve_scratch(memory, rows, c.head_dim);
+  const AttentionScratch s = carve_scratch<kKeys>(memory, rows, c.head_dim);
   const F8 scale = splat(kLog2E / __builtin_sqrtf(static_cast<float>(c.head_dim)));
   for (int64_t row = 0; row < rows; ++row) {
     const float* q = c.q + (c.first + row / c.group) * c.stride + row % c.group * c.head_dim;
@@ -42,16 +42,16 @@ void attend_chunk(const QueryChunk& c, const RowSource& keys, const RowSource& v
   }
   std::memset(s.out, 0, static_cast<size_t>(rows * s.padded) * sizeof(float));
   const int64_t last_key = c.causal ? min_of(c.num_keys, c.last + c.causal_shift) : c.num_keys;
-  for (int64_t key = 0; key < last_key; key += kKeyBlock) {
-    const int64_t count = min_of(kKeyBlock, last_key - key);
-    pack_key_block<F>(keys, values, key, count, c.head_dim, s);
+  for (int64_t key = 0; key < last_key; key += kKeys) {
+    const int64_t count = min_of(kKeys, last_key - key);
+    pack_key_block<F, kKeys>(keys, values, key, count, c.head_dim, s);
     const auto visible = [&](int64_t row) {
-      return c.causal ? c.first + row / c.group + c.causal_shift + 1 - key : kKeyBlock;
+      return c.causal ? c.first + row / c.group + c.causal_shift + 1 - key : kKeys;
     };
-    for (int64_t row = 0; row < rows; row += kScoreRows) {
-      const int64_t block_rows = min_of(kScoreRows, rows - row);
+    for (int64_t row = 0; row < rows; row += kScoreRows<kKeys>) {
+      const int64_t block_rows = min_of(kScoreRows<kKeys>, rows - row);
       if (visible(row + block_rows - 1) <= 0) continue;  // none of these rows sees the block
-      attend_block(s, row, block_rows, c.head_dim, count, visible);
+      attend_block<kKeys>(s, row, block_rows, c.head_dim, count, visible);
     }
   }
   for (int64_t row = 0; row < rows; ++row) {
@@ -130,8 +130,8 @@ void attend_cached(Runtime& runtime, const CachedAttentionArguments& a) {
                        num_keys,
                        a.batch.num_cached[b],
                        true};
-    void* memory = runtime.scratch(thread, attention_scratch_bytes((c.last - c.first) * group, head_dim));
-    attend_chunk<F>(c, keys, values, memory);
+    const size_t bytes = attention_scratch_bytes<kKeyBlock>((c.last - c.first) * group, head_dim);
+    attend_chunk<F, kKeyBlock>(c, keys, values, runtime.scratch(thread, bytes));
   };
   parallel_for(runtime, chunks * heads, body);
 }
@@ -166,9 +166,15 @@ void attention(Runtime& runtime, const AttentionArguments& a) {
                        num_keys,
                        num_keys - rows,
                        a.causal != 0};
-    void* memory = runtime.scratch(thread, attention_scratch_bytes((c.last - c.first) * group, a.head_dim));
-    attend_chunk<Format::kFloat32>(c, array_rows(a.k, a.k_stride, first_key, head, a.head_dim),
-                                   array_rows(a.v, a.v_stride, first_key, head, a.head_dim), memory);
+    const auto keys = array_rows(a.k, a.k_stride, first_key, head, a.head_dim);
+    const auto values = array_rows(a.v, a.v_stride, first_key, head, a.head_dim);
+    const int64_t chunk_rows = (c.last - c.first) * group;
+    if (a.causal || a.head_dim > kLargeBlockMaxDim || num_keys < kLargeBlockMinKeys) {
+      const size_t bytes = attention_scratch_bytes<kKeyBlock>(chunk_rows, a.head_dim);
+      return attend_chunk<Format::kFloat32, kKeyBlock>(c, keys, values, runtime.scratch(thread, bytes));
+    }
+    const size_t bytes = attention_scratch_bytes<kLargeKeyBlock>(chunk_rows, a.head_dim);
+    attend_chunk<Format::kFloat32, kLargeKeyBlock>(c, keys, values, runtime.scratch(thread, bytes));
   };
   parallel_for(runtime, chunks * a.num_kv_heads, body);
 }

@@ -1,10 +1,10 @@
 // Attention of many query rows of one kv head over blocks of keys, with a running softmax.
 //
-// For each block of 64 keys: scores = q k^T (q scaled by log2(e) / sqrt(D)), then with m the largest score so
+// For each block of keys: scores = q k^T (q scaled by log2(e) / sqrt(D)), then with m the largest score so
 // far and l the sum of weights
 //     m' = max(m, max scores)    w = 2^(scores - m')    c = 2^(m - m')
 //     l' = c l + sum w           o' = c o + w v          result o / l
-// The (S, S) matrix never exists: 24 rows of scores at a time, in the first-level cache.
+// The (S, S) matrix never exists: a few rows of scores at a time, in the first-level cache.
 //
 // Ceiling: the float32 tile of dense.h for both products, plus one exponential (about 15 instructions for 8)
 // per score: 85 % of the float32 peak at D = 72 (benchmarks/kernels.py, "attention").
@@ -20,40 +20,49 @@ namespace tianquan::TIANQUAN_ISA {
 
 constexpr int64_t kQueryRows = 512;  // rows of a chunk, which share the packed keys and values
 constexpr int64_t kKeyBlock = 64;
-constexpr int64_t kScoreRows = 24;     // rows whose scores exist at one time
+// Where every row sees every key, keys are many and a block still fits the second-level cache: 5 % faster at
+// D = 72. Under a causal mask, where more of a large block is computed in vain, it is 11 % slower.
+constexpr int64_t kLargeKeyBlock = 128;
+constexpr int64_t kLargeBlockMaxDim = 128;
+constexpr int64_t kLargeBlockMinKeys = 512;
 constexpr float kLog2E = 1.44269504f;  // turns the softmax's e^x into 2^x
 constexpr float kHidden = -1e30f;      // score of a key that a row does not see
-constexpr int64_t kKeyPanels = kKeyBlock / kDenseWidth;
+
+// Rows whose scores exist at one time: a multiple of the heights of both tiles.
+template <int64_t kKeys>
+constexpr int64_t kScoreRows = kKeys == kKeyBlock ? 24 : 48;
 
 struct AttentionScratch {
   float* q;       // [rows][Dp], scaled
   float* out;     // [rows][Dp]
   float* keys;    // [key panel][Dp][16]
-  float* values;  // [kKeyBlock][Dp]
+  float* values;  // [kKeys][Dp]
   float* rows;    // [8][Dp] keys before they are transposed
-  float* scores;  // [kScoreRows][kKeyBlock]
+  float* scores;  // [kScoreRows][kKeys]
   float* maxima;  // [rows]
   float* totals;  // [rows]
   int64_t padded;
 };
 
+template <int64_t kKeys>
 TIANQUAN_INLINE size_t attention_scratch_bytes(int64_t rows, int64_t head_dim) {
   const int64_t padded = round_up(head_dim, 8);
   const int64_t floats =
-      padded * (2 * rows + 2 * kKeyBlock + 8) + kScoreRows * kKeyBlock + 2 * round_up(rows, 8);
+      padded * (2 * rows + 2 * kKeys + 8) + kScoreRows<kKeys> * kKeys + 2 * round_up(rows, 8);
   return static_cast<size_t>(floats) * sizeof(float);
 }
 
+template <int64_t kKeys>
 TIANQUAN_INLINE AttentionScratch carve_scratch(void* memory, int64_t rows, int64_t head_dim) {
   AttentionScratch s;
   s.padded = round_up(head_dim, 8);
   s.q = static_cast<float*>(memory);
   s.out = s.q + rows * s.padded;
   s.keys = s.out + rows * s.padded;
-  s.values = s.keys + kKeyBlock * s.padded;
-  s.rows = s.values + kKeyBlock * s.padded;
+  s.values = s.keys + kKeys * s.padded;
+  s.rows = s.values + kKeys * s.padded;
   s.scores = s.rows + 8 * s.padded;
-  s.maxima = s.scores + kScoreRows * kKeyBlock;
+  s.maxima = s.scores + kScoreRows<kKeys> * kKeys;
   s.totals = s.maxima + round_up(rows, 8);
   return s;
 }
@@ -69,10 +78,10 @@ TIANQUAN_INLINE void load_block_row(const RowSource& source, int64_t t, int64_t 
 }
 
 // Keys [first, first + count) transposed into panels of 16, values as rows; both zero past `count`.
-template <Format F>
+template <Format F, int64_t kKeys>
 void pack_key_block(const RowSource& keys, const RowSource& values, int64_t first, int64_t count,
                     int64_t head_dim, const AttentionScratch& s) {
-  for (int64_t t = 0; t < kKeyBlock; ++t) {
+  for (int64_t t = 0; t < kKeys; ++t) {
     float* value = s.values + t * s.padded;
     if (t < count) {
       load_block_row<F>(values, first + t, head_dim, value);
@@ -80,7 +89,7 @@ void pack_key_block(const RowSource& keys, const RowSource& values, int64_t firs
       std::memset(value, 0, static_cast<size_t>(s.padded) * sizeof(float));
     }
   }
-  for (int64_t t = 0; t < kKeyBlock; t += 8) {
+  for (int64_t t = 0; t < kKeys; t += 8) {
     for (int64_t i = 0; i < 8; ++i) {
       float* row = s.rows + i * s.padded;
       if (t + i < count) {
@@ -99,15 +108,16 @@ void pack_key_block(const RowSource& keys, const RowSource& values, int64_t firs
 }
 
 // One row's step of the running softmax over a block of scores; `visible` keys of the block count.
+template <int64_t kKeys>
 TIANQUAN_INLINE void update_softmax(float* scores, int64_t visible, float* maximum, float* total, float* out,
                                     int64_t padded) {
-  for (int64_t i = max_of(0, visible); i < kKeyBlock; ++i) scores[i] = kHidden;
+  for (int64_t i = max_of(0, visible); i < kKeys; ++i) scores[i] = kHidden;
   F8 largest = load(scores);
-  for (int64_t i = 8; i < kKeyBlock; i += 8) largest = max(largest, load(scores + i));
+  for (int64_t i = 8; i < kKeys; i += 8) largest = max(largest, load(scores + i));
   const float peak = horizontal_max(largest);
   const float next = peak > *maximum ? peak : *maximum;
   F8 sum = splat(0);
-  for (int64_t i = 0; i < kKeyBlock; i += 8) {
+  for (int64_t i = 0; i < kKeys; i += 8) {
     const F8 weight = exp2_nonpositive(load(scores + i) - splat(next));
     store(scores + i, weight);
     sum += weight;
@@ -121,9 +131,9 @@ TIANQUAN_INLINE void update_softmax(float* scores, int64_t visible, float* maxim
   *maximum = next;
 }
 
-// One block of keys for rows [row, row + rows), rows <= kScoreRows. `visible(row)` is how many keys of the
-// block a row sees.
-template <typename Visible>
+// One block of keys for rows [row, row + rows), rows <= kScoreRows<kKeys>. `visible(row)` is how many keys of
+// the block a row sees.
+template <int64_t kKeys, typename Visible>
 TIANQUAN_INLINE void attend_block(const AttentionScratch& s, int64_t row, int64_t rows, int64_t head_dim,
                                   int64_t count, const Visible& visible) {
   const int64_t padded = s.padded;
@@ -132,22 +142,32 @@ TIANQUAN_INLINE void attend_block(const AttentionScratch& s, int64_t row, int64_
     const float* keys = s.keys + panel * padded * kDenseWidth;
     for (int64_t r = 0; r < rows; r += kDenseRows) {
       dense_rows<2>(min_of(kDenseRows, rows - r), s.q + (row + r) * padded, padded, keys, kDenseWidth,
-                    head_dim, s.scores + r * kKeyBlock + panel * kDenseWidth, kKeyBlock, false);
+                    head_dim, s.scores + r * kKeys + panel * kDenseWidth, kKeys, false);
     }
   }
   for (int64_t r = 0; r < rows; ++r) {
-    update_softmax(s.scores + r * kKeyBlock, min_of(count, visible(row + r)), s.maxima + row + r,
-                   s.totals + row + r, s.out + (row + r) * padded, padded);
+    update_softmax<kKeys>(s.scores + r * kKeys, min_of(count, visible(row + r)), s.maxima + row + r,
+                          s.totals + row + r, s.out + (row + r) * padded, padded);
+  }
+  const float* weights = s.scores;
+  float* out = s.out + row * padded;
+  if (padded % kWideWidth == 0) {  // D = 72 is three wide tiles, or four of the others and half of one
+    for (int64_t c = 0; c < padded; c += kWideWidth) {
+      for (int64_t r = 0; r < rows; r += kWideRows) {
+        wide_rows(min_of(kWideRows, rows - r), weights + r * kKeys, kKeys, s.values + c, padded, count,
+                  out + r * padded + c, padded, true);
+      }
+    }
+    return;
   }
   for (int64_t c = 0; c < padded; c += kDenseWidth) {
     for (int64_t r = 0; r < rows; r += kDenseRows) {
       const int64_t height = min_of(kDenseRows, rows - r);
-      const float* weights = s.scores + r * kKeyBlock;
-      float* out = s.out + (row + r) * padded + c;
+      float* to = out + r * padded + c;
       if (padded - c >= kDenseWidth) {
-        dense_rows<2>(height, weights, kKeyBlock, s.values + c, padded, count, out, padded, true);
+        dense_rows<2>(height, weights + r * kKeys, kKeys, s.values + c, padded, count, to, padded, true);
       } else {
-        dense_rows<1>(height, weights, kKeyBlock, s.values + c, padded, count, out, padded, true);
+        dense_rows<1>(height, weights + r * kKeys, kKeys, s.values + c, padded, count, to, padded, true);
       }
     }
   }

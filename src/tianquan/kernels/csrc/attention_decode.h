@@ -75,7 +75,8 @@ TIANQUAN_INLINE void attend_rows(const BlockRows& rows, int64_t count, const flo
   const int64_t padded = round_up(head_dim, 8);
   score_keys<F, R>(rows, count, q, padded, head_dim, scores);
   for (int r = 0; r < R; ++r) {
-    update_softmax(scores + r * kKeyBlock, count, maxima + r, totals + r, out + r * padded, padded);
+    update_softmax<kKeyBlock>(scores + r * kKeyBlock, count, maxima + r, totals + r, out + r * padded,
+                              padded);
     if constexpr (F == Format::kInt8) {  // the value's scale rides on its weight
       for (int64_t i = 0; i < count; ++i) scores[r * kKeyBlock + i] *= rows.value_scales[i];
     }

@@ -12,8 +12,10 @@ namespace tianquan::TIANQUAN_ISA {
 
 constexpr int kDenseRows = 6;
 constexpr int kDenseWidth = 16;
+constexpr int kWideRows = 4;  // of the tile for widths that are multiples of 24: as many sums, one load less
+constexpr int kWideWidth = 24;
 
-// c[r][0:8 W] (+)= sum over k of a[r * a_stride + k] * b[k][0:8 W], with W = 1 or 2 registers of channels.
+// c[r][0:8 W] (+)= sum over k of a[r * a_stride + k] * b[k][0:8 W], with W = 1, 2 or 3 registers of channels.
 // b has rows of b_stride floats. With `accumulate` false, c is written without being read.
 template <int R, int W>
 TIANQUAN_INLINE void dense_tile(const float* a, int64_t a_stride, const float* b, int64_t b_stride,
@@ -21,24 +23,24 @@ TIANQUAN_INLINE void dense_tile(const float* a, int64_t a_stride, const float* b
   F8 sum[R][W];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 2
+#pragma GCC unroll 3
     for (int w = 0; w < W; ++w) sum[r][w] = accumulate ? load(c + r * c_stride + w * 8) : splat(0);
   }
 #pragma GCC unroll 2
   for (int64_t k = 0; k < depth; ++k) {
     F8 weight[W];
-#pragma GCC unroll 2
+#pragma GCC unroll 3
     for (int w = 0; w < W; ++w) weight[w] = load(b + k * b_stride + w * 8);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const F8 value = splat(a[r * a_stride + k]);
-#pragma GCC unroll 2
+#pragma GCC unroll 3
       for (int w = 0; w < W; ++w) sum[r][w] = fma(value, weight[w], sum[r][w]);
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
-#pragma GCC unroll 2
+#pragma GCC unroll 3
     for (int w = 0; w < W; ++w) store(c + r * c_stride + w * 8, sum[r][w]);
   }
 }
@@ -61,6 +63,21 @@ TIANQUAN_INLINE void dense_rows(int64_t rows, const float* a, int64_t a_stride, 
       return dense_tile<2, W>(a, a_stride, b, b_stride, depth, c, c_stride, accumulate);
     default:
       return dense_tile<1, W>(a, a_stride, b, b_stride, depth, c, c_stride, accumulate);
+  }
+}
+
+// Three registers of channels for 1..4 rows.
+TIANQUAN_INLINE void wide_rows(int64_t rows, const float* a, int64_t a_stride, const float* b,
+                               int64_t b_stride, int64_t depth, float* c, int64_t c_stride, bool accumulate) {
+  switch (rows) {
+    case 4:
+      return dense_tile<4, 3>(a, a_stride, b, b_stride, depth, c, c_stride, accumulate);
+    case 3:
+      return dense_tile<3, 3>(a, a_stride, b, b_stride, depth, c, c_stride, accumulate);
+    case 2:
+      return dense_tile<2, 3>(a, a_stride, b, b_stride, depth, c, c_stride, accumulate);
+    default:
+      return dense_tile<1, 3>(a, a_stride, b, b_stride, depth, c, c_stride, accumulate);
   }
 }
 

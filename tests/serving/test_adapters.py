@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
@@ -108,6 +109,17 @@ def test_pictures_seen_by_one_name_are_not_found_by_another(three, data_url):
         after = three.service.statistics()
         assert after.encoder_queries > before.encoder_queries
         assert after.encoder_hits == before.encoder_hits, name
+
+
+def test_the_log_says_who_answered(three, caplog):
+    caplog.set_level(logging.INFO)
+    for name in (MODEL, *NAMES):
+        assert three.chat(model=name).status == 200
+    assert three.chat(model="a name that a client made up").status == 404
+    wait_until(lambda: "model_not_found" in caplog.text)
+    for name in (MODEL, *NAMES):
+        assert f'"model": "{name}"' in caplog.text
+    assert "made up" not in caplog.text
 
 
 def test_models_are_listed(three):

@@ -242,7 +242,7 @@ def test_a_long_recording_is_transcribed_clip_after_clip(client, server, media_r
 def test_models(client):
     (model,) = client.models.list().data
     assert model.id == MODEL
-    assert model.input_modalities == ["text", "image", "audio"]
+    assert model.input_modalities == ["text", "image", "audio", "video"]
     assert model.max_model_len == 4096
     assert client.models.retrieve(MODEL).id == MODEL
     with pytest.raises(openai.NotFoundError):

@@ -148,10 +148,8 @@ class ServeConfig:
             if not (name and separator and folder) or name != printable(name.strip()):
                 raise ParameterError(f"adapter must be NAME=FOLDER, got {printable(given)!r}")
             if name in names:
-                other = (
-                    "the model's own; give the model another with served_model_name" if name == names[0] else "taken"
-                )
-                raise ParameterError(f"adapter {name}: the name is {other}, or give the adapter another name")
+                other = "the model's own" if name == names[0] else "taken by another adapter"
+                raise ParameterError(f"adapter {name}: the name is {other}; give the adapter a name of its own")
             names.append(name)
 
     @property

@@ -44,7 +44,7 @@ def _model(service: Service, model: ServedModel) -> dict[str, Any]:
         "created": service.created,
         "owned_by": "tianquan",
         "max_model_len": service.max_model_len,
-        "input_modalities": ["text", "image", "audio"],
+        "input_modalities": ["text", "image", "audio", "video"],
         "output_modalities": ["text"],
         **parent,
     }

@@ -212,6 +212,7 @@ class Service:
         Raises:
             PromptError, ParameterError: see `Engine.add`.
         """
+        call.notes["model"] = model.name
         requests = []
         for item in prepared:
             limit = self.max_model_len

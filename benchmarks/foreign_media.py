@@ -33,6 +33,7 @@ from tianquan.benchmark.run import machine_name
 from tianquan.errors import TianquanError
 from tianquan.evaluation.metrics import wilson_interval, words
 from tianquan.llm import GREEDY, LLM
+from tianquan.request import MediaPolicy, VideoPolicy
 
 RGB = tuple[int, int, int]
 COLOURS: dict[str, tuple[RGB, str]] = {
@@ -371,11 +372,12 @@ def bounces(maker: Maker, language: str) -> Case:
     """A ball bounces on the ground, each time in half a second to a whole."""
     rng, colour = maker.rng, maker.thing()[1]
     count, r, line = rng.randint(1, 4), rng.uniform(0.08, 0.13), rng.choice((0, 2))
-    across = rng.random() < 0.5
+    across, thrown, kept = rng.random() < 0.5, rng.random() < 0.4, rng.choice((1.0, 0.8))
 
     def draw(image: Image.Image, share: float) -> None:
         w, h = image.size
-        height = abs(math.cos(share * count * math.pi)) * (0.8 - 2 * r)  # on the ground in the middle of each arc
+        turns = share * count + (0.0 if thrown else 0.5)  # whole on the ground: thrown up from it, or let fall
+        height = abs(math.sin(turns * math.pi)) * kept ** int(turns) * (0.8 - 2 * r)
         ImageDraw.Draw(image).rectangle((0, 0.9 * h, w, 0.93 * h), fill=(90, 90, 90))
         x = (0.15 + 0.7 * share if across else 0.5) * w
         paint(image, "circle", COLOURS[colour][0], x, (0.9 - r - height) * h, r * min(w, h), line)
@@ -445,14 +447,14 @@ def is_right(expected: str, got: str) -> bool:
     return [w for w in words(got) if w not in ("a", "an", "the")] == words(expected)
 
 
-def ask(llm: LLM, case: Case, folder: Path) -> dict[str, Any]:
+def ask(llm: LLM, case: Case, folder: Path, policy: MediaPolicy) -> dict[str, Any]:
     """Return the answer to a case and what it cost."""
     content: dict[str, Any] = {kind: str(folder / name) for kind, name in case.media.items()}
     if case.question is not None:
         content["text"] = case.question
     row: dict[str, Any] = dict(vars(case))
     try:
-        completion = llm.chat([{"role": "user", "content": content}], sampling=GREEDY)
+        completion = llm.chat([{"role": "user", "content": content}], sampling=GREEDY, media=policy)
     except TianquanError as error:
         return {**row, "got": f"({error})", "right": False}
     frames = completion.usage.video_frames
@@ -503,15 +505,21 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--precision", default="float32")
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument(
+        "--video-rate", type=float, default=None, help="frames a second; as the policy has it by default"
+    )
+    parser.add_argument("--video-frames", type=int, default=VideoPolicy.max_frames, help="most frames of a clip")
     parser.add_argument("--keep", type=Path, help="folder for the media; thrown away by default")
     arguments = parser.parse_args()
     llm = load(arguments.model, precision=arguments.precision, threads=arguments.threads)
+    video = VideoPolicy(frames_per_second=arguments.video_rate, max_frames=arguments.video_frames)
+    policy = MediaPolicy(video=video)
     rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.keep or Path(temporary)
         try:
             for case in make(arguments.tasks, arguments.count, arguments.seed, folder):
-                rows[case.task].append(ask(llm, case, folder))
+                rows[case.task].append(ask(llm, case, folder, policy))
         except OSError as error:  # a font or the program is missing
             sys.exit(f"{parser.prog}: {error}; on Debian: apt-get install espeak-ng {FONT_PACKAGES}")
     report = {
@@ -521,6 +529,7 @@ def main() -> None:
         "model": Path(arguments.model).name,
         "precision": llm.recipe.name,
         "seed": arguments.seed,
+        "video": {"rate": arguments.video_rate, "frames": arguments.video_frames},
         "tasks": {task: shares(found) for task, found in rows.items()},
         "answers": {
             task: [{key: row[key] for key in ("media", "question", "answer", "got")} for row in found]

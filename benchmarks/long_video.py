@@ -1,8 +1,9 @@
 """What reading a long video takes: `python benchmarks/long_video.py --output STEM`.
 
 A file of 30 minutes at 1920 x 1080 (10 frames a second, a key frame every 25 s) is made with PyAV, then read
-with the default policy in a process of its own. Memory is the process's peak over what it had with everything loaded,
-the encoders' weights aside: the frames never meet a model here.
+with the default policy in a process of its own. Memory is the process's peak over what it had with everything loaded.
+Without `--model` the frames never meet a model. With it (a folder, `embedded`, or `synthetic`: int4 weights of the
+official size), one question about a picture comes first, so that the towers are there, and then one about the video.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ from typing import Any
 
 import av
 import numpy as np
+from PIL import Image
 
-from tianquan import __version__
+from tianquan import __version__, load
 from tianquan.benchmark.run import machine_name
+from tianquan.benchmark.synthetic import write_synthetic_folder
 from tianquan.processing.image import ImageSettings
 from tianquan.processing.video_input import load_video
-from tianquan.request import MediaPolicy, VideoPolicy
+from tianquan.quantization.recipes import find_recipe
+from tianquan.request import MediaPolicy, SamplingParams, VideoPolicy
 
 OFFICIAL = ImageSettings(scale_resolution=448, patch_size=14, max_slices=9, slice_mode=True, tokens_per_slice=64)
 SIZE, RATE, KEY_FRAME_EVERY = (1920, 1080), 10, 250
@@ -59,6 +63,24 @@ def memory_bytes(field: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
+def ask(path: Path, model: str) -> dict[str, Any]:
+    """Return time and memory of one question about the video, in this process."""
+    llm = load(model)
+    picture = Image.new("RGB", (OFFICIAL.scale_resolution,) * 2, "gray")
+    once = SamplingParams(temperature=0.0, max_tokens=1)
+    llm.chat([{"role": "user", "content": {"text": "What is it?", "image": picture}}], sampling=once)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before, began = memory_bytes("VmRSS"), time.perf_counter()
+    completion = llm.chat([{"role": "user", "content": {"text": "What is it?", "video": str(path)}}], sampling=once)
+    return {
+        "model": Path(model).name,
+        "model_bytes": before,
+        "seconds": time.perf_counter() - began,
+        "peak_bytes_above_start": memory_bytes("VmHWM") - before,
+        "usage": vars(completion.usage),
+    }
+
+
 def read(path: Path) -> dict[str, Any]:
     """Return time and memory of one reading, in this process."""
     load_video((np.zeros((2, 64, 64, 3), np.uint8), 1.0), MediaPolicy(), OFFICIAL, MAX_CLIP_SAMPLES, "warm-up")
@@ -89,18 +111,23 @@ def main() -> None:
     parser.add_argument("--output", type=Path, metavar="STEM")
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--file", type=Path, help="write the video here, or read it if it is there already")
+    parser.add_argument("--model", help="ask this one about the video; by default the file is only read")
     parser.add_argument("--read", type=Path, help="read this file and print the measurement (what the child does)")
     arguments = parser.parse_args()
     if arguments.read is not None:
-        print(json.dumps(read(arguments.read)))
+        done = read(arguments.read) if arguments.model is None else ask(arguments.read, arguments.model)
+        print(json.dumps(done))
         return
     with tempfile.TemporaryDirectory(prefix="tianquan-bench-") as folder:
         path = arguments.file or Path(folder) / "long.mp4"
         if not path.exists():
             write_video(path, arguments.minutes)
-        child = subprocess.run(
-            [sys.executable, __file__, "--read", str(path)], check=True, capture_output=True, text=True
-        )
+        model = arguments.model
+        if model == "synthetic":
+            model = str(Path(folder) / "synthetic")
+            write_synthetic_folder(Path(model), find_recipe("int4"))
+        command = [sys.executable, __file__, "--read", str(path), *(["--model", model] if model else [])]
+        child = subprocess.run(command, check=True, capture_output=True, text=True)
         report = {
             "date": datetime.date.today().isoformat(),
             "version": __version__,

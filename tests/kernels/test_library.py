@@ -32,9 +32,10 @@ def test_a_wrong_number_of_threads_is_refused(threads: int) -> None:
         NativeOps(threads)
 
 
-def test_the_forced_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_forced_instruction_set(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("TIANQUAN_ISA", "scalar")
     assert NativeOps(1).isa == "scalar"
+    assert "many times slower" in caplog.text
     monkeypatch.setenv("TIANQUAN_ISA", "mmx")
     with pytest.raises(BackendError, match="TIANQUAN_ISA is 'mmx', expected one of"):
         NativeOps(1)

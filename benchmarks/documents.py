@@ -15,6 +15,7 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 GRIDS = ((3, 3), (2, 3), (3, 2), (2, 2), (2, 4), (4, 2))  # slices across and down
+WINDOWS = ((3, 3), (4, 2), (3, 2))
 COLOURS = {"red": (220, 30, 30), "green": (30, 150, 50), "blue": (30, 70, 220), "orange": (255, 140, 0)}
 SHAPES = ("circle", "square", "triangle")
 PAPERS = ((255, 255, 255), (255, 255, 255), (250, 248, 240), (245, 245, 245))
@@ -88,7 +89,7 @@ def draw_page(rng: random.Random, unit: int, put: Put) -> Page:
 
 def draw_screenshot(rng: random.Random, unit: int, put: Put) -> Page:
     """Return a window: a bar on top, a plain panel at the side, empty rows that repeat, one thing in the content."""
-    cols, rows = rng.choice([grid for grid in GRIDS if grid[0] > 1])
+    cols, rows = rng.choice(WINDOWS)
     panel = rng.choice(PANELS)
     image = Image.new("RGB", (cols * unit, rows * unit), (255, 255, 255))
     canvas = ImageDraw.Draw(image)

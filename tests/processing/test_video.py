@@ -269,6 +269,13 @@ def test_sizes_and_lengths_have_caps(load):
         load(stamped)
 
 
+def test_a_small_file_that_claims_huge_frames(load):
+    data = bytearray(encode(moving(3), container="gif", codec="gif"))
+    data[6:10] = (9000).to_bytes(2, "little") * 2  # its canvas; 81 million pixels, fewer than a picture may have
+    with pytest.raises(MediaError, match="9000 x 9000, more than the cap"):
+        load(bytes(data))
+
+
 @pytest.mark.parametrize(
     "policy",
     [

@@ -45,6 +45,7 @@ OnVideoProgress = Callable[[float, float | None], None]  # (seconds done, second
 
 MAX_LOST_SECONDS = 1.0  # not every container says how long its last frame stands
 MAX_LOST_SHARE = 0.02
+MAX_FRAME_PIXELS = 8192 * 4320  # 8K; a decoder holds several frames, and a GIF of a kilobyte may claim any size
 MAX_WAITING_BYTES = 32 * 2**20  # of packets not decoded yet; more are decoded to be rid of them
 _DECODER_THREADS = 2  # each holds frames of its own: 3 MB at 1080p, several of them
 _POLL_SECONDS = 0.05
@@ -190,11 +191,19 @@ class _Reader:
         codec = stream.codec_context
         if codec is None or codec.name not in _DECODERS:
             raise MediaError(_UNUSABLE.format(self._label))
-        require_pixels((codec.width, codec.height), self._max_pixels, self._label)
-        codec.options = {"max_pixels": str(self._max_pixels)}  # the size may change on the way
+        self._require_size(codec.width, codec.height)
+        codec.options = {"max_pixels": str(min(self._max_pixels, MAX_FRAME_PIXELS))}  # the size may change on the way
         codec.thread_count = _DECODER_THREADS
         codec.thread_type = "AUTO"
         return stream
+
+    def _require_size(self, width: int, height: int) -> None:
+        require_pixels((width, height), self._max_pixels, self._label)
+        if width * height > MAX_FRAME_PIXELS:
+            raise MediaError(
+                f"{self._label}: the video is {width} x {height}, more than the cap of {MAX_FRAME_PIXELS} pixels "
+                "(8192 x 4320); make it smaller"
+            )
 
     def _stated_seconds(self) -> float | None:
         stream = self._stream
@@ -288,7 +297,7 @@ class _Reader:
 
     def _rgb(self, frame: av.VideoFrame) -> npt.NDArray[np.uint8]:
         """Return a frame upright and in the size the encoder takes it in."""
-        require_pixels((frame.width, frame.height), self._max_pixels, self._label)
+        self._require_size(frame.width, frame.height)
         aspect = self._stream.codec_context.sample_aspect_ratio
         width = frame.width if not aspect else max(1, round(frame.width * float(aspect)))
         turns = round(frame.rotation / 90) % 4  # counter-clockwise

@@ -55,6 +55,7 @@ def result():
         "second_turn.seconds",
         "engine.concurrency.8.tokens_per_second",
         "engine.second_turn.share_of_first",
+        "engine.second_turn.encoder_hit_rate",
         "engine.speculation.copy.speedup",
         "memory.all_bytes",
         "memory.text_only_bytes",

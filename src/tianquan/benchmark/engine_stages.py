@@ -100,13 +100,18 @@ def measure_concurrency(llm: LLM, plan: EnginePlan) -> dict[str, Any]:
 
 
 def measure_second_turn(llm: LLM) -> dict[str, Any]:
-    """Return both turns of a conversation with a picture: time to the first token and what was found known."""
+    """Return both turns of a conversation with a picture: time to the first token and what was found known.
+
+    Then another conversation about the same picture, whose prompt is new from its first token: only features are known.
+    """
     noise = np.random.default_rng(5).integers(0, 256, (_PICTURE, _PICTURE, 3), np.uint8)
-    session = llm.session(sampling=replace(GREEDY, max_tokens=16, ignore_eos=True))
+    sampling, picture = replace(GREEDY, max_tokens=16, ignore_eos=True), Image.fromarray(noise)
+    session = llm.session(sampling=sampling)
     before = llm.statistics()
-    first = session.send("What is in the picture? Answer in one short sentence.", images=[Image.fromarray(noise)])
+    first = session.send("What is in the picture? Answer in one short sentence.", images=[picture])
     second = session.send("And then?")
     after = llm.statistics()
+    other = llm.session(system="Be brief.", sampling=sampling).send("What is in the picture?", images=[picture])
     return {
         "first_ttft_seconds": first.timings.ttft_ms / 1000,
         "second_ttft_seconds": second.timings.ttft_ms / 1000,
@@ -115,6 +120,9 @@ def measure_second_turn(llm: LLM) -> dict[str, Any]:
         "second_cached_tokens": second.usage.cached_tokens,
         "second_vision_seconds": second.timings.vision_ms / 1000,
         "prefix_hit_rate": _share(after, before, "prefix"),
+        "other_ttft_seconds": other.timings.ttft_ms / 1000,
+        "other_vision_seconds": other.timings.vision_ms / 1000,
+        "encoder_hit_rate": _share(llm.statistics(), after, "encoder"),
     }
 
 
@@ -205,7 +213,8 @@ def measure_engine(llm: LLM, plan: EnginePlan, on_stage: OnStage) -> dict[str, A
 
     concurrency.N.{tokens_per_second, times_one}
     second_turn.{first_ttft_seconds, second_ttft_seconds, share_of_first, second_prompt_tokens,
-                 second_cached_tokens, second_vision_seconds, prefix_hit_rate}
+                 second_cached_tokens, second_vision_seconds, prefix_hit_rate,
+                 other_ttft_seconds, other_vision_seconds, encoder_hit_rate}
     speculation.{copy, novel, noise}.{seconds_per_token, seconds_per_token_with_drafts, drafted_tokens,
                                       accepted_tokens, speedup, lowest_speedup, highest_speedup}: medians of the
                                       passes, tokens of one pass, and the spread of the speedup
@@ -228,6 +237,8 @@ def to_rows(report: dict[str, Any]) -> list[str]:
     known = f"{turn['second_cached_tokens']} of {turn['second_prompt_tokens']} tokens known"
     share = f"{turn['share_of_first']:.1%} of the first turn's"
     rows.append(f"| second turn of a session, first token, {known} | {turn['second_ttft_seconds']:.2f} s | {share} |")
+    seconds, hits = turn["other_ttft_seconds"], f"{turn['encoder_hit_rate']:.0%} of its slices known"
+    rows.append(f"| the same picture in another conversation, first token, {hits} | {seconds:.2f} s | |")
     for name, row in report["speculation"].items():
         held = f"{row['accepted_tokens']} of {row['drafted_tokens']} guesses held"
         spread = f"{row['lowest_speedup']:.2f} to {row['highest_speedup']:.2f}"

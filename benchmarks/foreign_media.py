@@ -1,10 +1,10 @@
 """Pictures, clips and speech as someone else would make them: `python benchmarks/foreign_media.py MODEL --output STEM`.
 
 The media come from foreign_makers.py and share nothing with embedded_model: other canvases, plain grounds, thick
-outlines, clips of 8 to 60 frames at 8 to 30 a second in MP4, WebM and GIF with smooth movement, voices and fonts most of
-which were not trained on. Only the words are shared: colours, shapes, counts to five, numbers of one to four digits,
-nine places, what happens in a clip. Answers are asked for as `tianquan chat` asks, greedily; the report has a row for
-each task and one for each trait (ground, canvas, container, length ...).
+outlines, clips of 8 to 60 frames at 8 to 30 a second in MP4, WebM and GIF with smooth movement, voices and fonts most
+of which were not trained on. Only the words are shared: colours, shapes, counts to five, numbers of one to four
+digits, nine places, what happens in a clip. Answers are asked for as `tianquan chat` asks, greedily; the report has a
+row for each task and one for each trait (ground, canvas, container, length ...).
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ import pytest
 from vllm_plugin.conftest import SETTINGS, data_url
 
 CASES = Path(__file__).parents[1] / "conformance" / "cases"
+PATIENCE = 900  # seconds for the start: a limit for what hangs, no measurement
 
 
 def free_port() -> int:
@@ -53,14 +54,15 @@ def client(checkpoint_folder, tmp_path_factory):
             start_new_session=True,
         )
     try:
-        for _ in range(300):
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
             if server.poll() is not None:
                 pytest.fail(log.read_text()[-4000:])
             with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2):
                 break
             time.sleep(1)
         else:
-            pytest.fail("the server did not start in 300 s\n" + log.read_text()[-4000:])
+            pytest.fail(f"the server did not start in {PATIENCE} s\n" + log.read_text()[-4000:])
         yield openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
     finally:
         if server.poll() is None:

@@ -4,6 +4,7 @@
 # make test-training  the tests that need PyTorch, in an environment of their own
 # make test-ray  the tests of Ray, in an environment of their own
 # make test-vllm  the tests of the vLLM plugin on vLLM's CPU build, likewise
+# make embedded-model  train the small model in the package from nothing: hours; Ctrl-C and the same command go on
 # make sanitize  the kernels under the address, undefined-behaviour and thread sanitizers
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 SOURCES := $(shell find src -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.txt') CMakeLists.txt pyproject.toml
 
-.PHONY: demo test test-training test-ray test-vllm check format sanitize clean
+.PHONY: demo test test-training test-ray test-vllm embedded-model check format sanitize clean
 
 demo: $(VENV)/installed
 	$(BIN)/python scripts/demo.py
@@ -31,6 +32,13 @@ test-ray: $(RAY_VENV)/developed
 
 test-vllm: $(VLLM_VENV)/developed
 	set -e; for file in tests/vllm_plugin/test_*.py; do $(VLLM_VENV)/bin/python -m pytest $$file; done
+
+# Processes of one thread, one for each core, are faster than one process of several.
+embedded-model: $(TRAINING_VENV)/developed
+	$(PYTHON) scripts/system_packages.py speech fonts
+	test -f embedded_model/cache/speech/index.json || $(TRAINING_VENV)/bin/python -m embedded_model.speech
+	OMP_NUM_THREADS=1 $(TRAINING_VENV)/bin/torchrun --nproc-per-node $$(nproc) -m embedded_model.train embedded_model/cache/training
+	$(TRAINING_VENV)/bin/python -m embedded_model.release embedded_model/cache/training src/tianquan/assets/embedded --stage settle
 
 check: $(VENV)/developed
 	$(BIN)/ruff format --check .

@@ -1,6 +1,6 @@
 """Turn the last state of a stage into the checkpoint that is shipped, float16 in the official layout.
 
-python -m embedded_model.release FOLDER OUTPUT --stage finish
+python -m embedded_model.release FOLDER OUTPUT --stage settle
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import json
 import shutil
 from pathlib import Path
 
-from embedded_model.train import STAGES, load_stage_weights, load_tree
+from embedded_model.curriculum import STAGES
+from embedded_model.train import load_stage_weights, load_tree
 from tianquan.checkpoint.dense_folder import save_dense
 
 CARD = Path(__file__).parent / "card.md"

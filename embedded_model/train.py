@@ -1,14 +1,14 @@
 """Train the embedded model, stage after stage, in as many sittings as it takes.
 
-    python -m embedded_model.train FOLDER --stage towers --seconds 1200
-    python -m embedded_model.train FOLDER --stage answers --seconds 3600
-    python -m embedded_model.train FOLDER --stage finish
-    python -m embedded_model.train FOLDER --stage heads --start src/tianquan/assets/embedded
-    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m embedded_model.train FOLDER --stage interviews   # two cores
+    python -m embedded_model.train FOLDER                                    # all stages, from nothing
+    python -m embedded_model.train FOLDER --stage answers --seconds 3600     # one of them, for an hour
+    python -m embedded_model.train FOLDER --start src/tianquan/assets/embedded --stage heads
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m embedded_model.train FOLDER    # two cores
 
 FOLDER/blueprint is the checkpoint that training starts from, FOLDER/STAGE the run of each stage (states, metrics.csv,
 loss.png, TensorBoard events). A stage starts from the weights the stage before ended with and goes on where it was
-stopped. A training run is resumed under the options it began with.
+stopped; without --seconds Ctrl-C stops it, and the same command goes on. With --start the stages before the first
+that is named need not be there: what they gave is in the checkpoint.
 """
 
 from __future__ import annotations
@@ -16,20 +16,19 @@ from __future__ import annotations
 import argparse
 import math
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 
-from embedded_model import scene_plans
-from embedded_model.blueprint import MAX_SLICES, write_blueprint
+from embedded_model.blueprint import write_blueprint
+from embedded_model.curriculum import STAGES, Stage
 from embedded_model.grounding import GroundedObjective, ground
-from embedded_model.samples import WEIGHTS, SampleStream
+from embedded_model.samples import SampleStream
 from embedded_model.towers import DenseHeads, DenseObjective, DenseSteps
 from tianquan.backends.torch import TorchOps
 from tianquan.checkpoint import Checkpoint, open_checkpoint
+from tianquan.errors import ParameterError
 from tianquan.models.omni_model import OmniModel
 from tianquan.processing.messages import parse_messages
 from tianquan.quantization.recipes import find_recipe
@@ -44,185 +43,6 @@ from tianquan.training.trainer import Steps, Trainer
 
 PREFIX = "tree."  # of the model's weights among an objective's parameters
 HEADS = "heads."  # of the dense heads' among them
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One stage: what it trains on and how."""
-
-    plan: TrainingPlan
-    batch_size: int  # conversations, pictures or sounds of a micro-batch
-    after: tuple[str, ...]  # the stages whose weights it starts from, later ones over earlier
-    inherits: tuple[str, ...] = ("",)  # which of them: how their names begin
-    parts: tuple[str, ...] = ("language_model", "vision", "resampler", "audio")  # what a stage of answers trains
-    weights: Mapping[str, float] | None = None  # task shares; None = dense targets of the encoders
-    max_side: int = 112  # pixels of the largest picture
-    max_slices: int = MAX_SLICES  # of a picture; 1 shows it whole, however large it is
-    sound_every: int = 2  # of a dense stage: which steps are sounds
-    max_objects: int = scene_plans.MAX_OBJECTS  # of a dense stage's pictures
-    large: bool = False  # whether its objects are large
-    dense_share: float = 0.0  # of a stage of answers: weight of the dense loss beside that of the answers
-
-
-# Long answers about a whole picture teach more than one word does; reading and listening take longest to learn.
-SEEING = {
-    **WEIGHTS,
-    "describe": 12,
-    "follow_up": 12,
-    "count": 14,
-    "read_digits": 16,
-    "read_text": 8,
-    "transcribe": 16,
-    "spoken_digits": 8,
-    "spoken_question": 12,
-    "text": 4,
-}
-
-MUON = TrainingPlan(
-    num_steps=100_000,
-    learning_rate=1e-3,
-    optimizer="muon",
-    schedule="constant",
-    warmup_steps=50,
-    weight_decay=0.02,
-    precision="bfloat16",
-)
-# Once colours and transcripts come, the questions of where and how many are asked more often.
-COUNTING = {
-    **SEEING,
-    "colour": 4,
-    "shape": 5,
-    "colour_shape": 5,
-    "describe": 10,
-    "count": 18,
-    "exists": 8,
-    "position": 9,
-    "compare": 5,
-    "relation": 5,
-    "read_digits": 20,
-    "read_text": 4,
-    "transcribe": 12,
-    "spoken_digits": 5,
-    "spoken_question": 14,
-}
-# A picture is looked at once and asked about five times, which costs twice a single question.
-INTERVIEWS = {
-    "interview": 40,
-    "spoken_interview": 11,
-    "spoken_question": 3,
-    "colour": 1,
-    "shape": 1,
-    "colour_shape": 3,
-    "describe": 2,
-    "count": 4,
-    "exists": 1,
-    "position": 1.5,
-    "compare": 3,
-    "relation": 1.5,
-    "read_digits": 18,
-    "read_text": 2,
-    "two_images": 5,
-    "follow_up": 3,
-    "transcribe": 10,
-    "spoken_digits": 5,
-    "spoken_chat": 2,
-    "text": 2,
-    "film_direction": 2,
-    "film_order": 2,
-    "film_colour": 1,
-    "film_bounces": 2,
-}
-WHOLE = Stage(plan=MUON, batch_size=96, after=("answers",), weights=COUNTING, max_side=448, max_slices=1)
-STAGES: dict[str, Stage] = {
-    "towers": Stage(
-        plan=replace(MUON, optimizer="adamw", num_steps=900, warmup_steps=200, seed=1),
-        batch_size=64,
-        after=(),
-    ),
-    "shapes": Stage(
-        plan=replace(MUON, num_steps=2500, learning_rate=3e-3, warmup_steps=20, seed=6),
-        batch_size=64,
-        after=("towers",),
-        inherits=("audio.",),
-        sound_every=8,
-        max_objects=2,
-        large=True,
-    ),
-    "answers": Stage(plan=replace(MUON, seed=2), batch_size=96, after=("shapes",), weights=SEEING),
-    "grounded": replace(WHOLE, plan=replace(MUON, warmup_steps=30, seed=3), dense_share=0.5),
-    # By then the encoders name what is there; what is made of it lags behind.
-    "reader": replace(
-        WHOLE,
-        plan=replace(MUON, warmup_steps=30, seed=5),
-        after=("grounded",),
-        parts=("language_model", "resampler", "audio.projection", "audio.begin_end"),
-        weights={**COUNTING, "read_text": 1},
-    ),
-    "finish": replace(
-        WHOLE,
-        plan=replace(MUON, num_steps=400, schedule="linear", warmup_steps=20, seed=4),
-        after=("grounded", "reader"),
-        dense_share=0.25,
-    ),
-    # On a machine without the states of before: from the model that is in the package (--start), whose dense heads were
-    # thrown away. They are learned again before they may pull at the encoders.
-    "heads": replace(
-        WHOLE,
-        plan=replace(MUON, num_steps=80, learning_rate=3e-3, warmup_steps=10, precision="float32", seed=8),
-        after=(),
-        parts=(),
-        dense_share=1.0,
-    ),
-    "interviews": replace(
-        WHOLE,
-        plan=replace(MUON, learning_rate=5e-4, precision="float32", seed=9),
-        batch_size=128,
-        after=("heads",),
-        weights=INTERVIEWS,
-        dense_share=0.25,
-    ),
-    # Asked by colour the model found an object among four, asked by shape it did not: its tokens were to be clearer.
-    "cells": replace(
-        WHOLE,
-        plan=replace(MUON, learning_rate=5e-4, precision="float32", seed=11),
-        batch_size=128,
-        after=("interviews",),
-        weights=INTERVIEWS,
-        dense_share=0.5,
-    ),
-    "finding": replace(
-        WHOLE,
-        plan=replace(MUON, learning_rate=9e-4, precision="float32", seed=12),
-        batch_size=128,
-        after=("cells",),
-        weights=INTERVIEWS,
-        dense_share=0.5,
-    ),
-    "by_shape": replace(
-        WHOLE,
-        plan=replace(MUON, learning_rate=1e-3, precision="float32", seed=13),
-        batch_size=128,
-        after=("finding",),
-        parts=("language_model", "resampler"),
-        weights={"find_by_shape": 1},
-    ),
-    "drill": replace(
-        WHOLE,
-        plan=replace(MUON, learning_rate=1e-3, precision="float32", seed=14),
-        batch_size=128,
-        after=("finding", "by_shape"),
-        parts=("language_model", "resampler"),
-        weights={"find_by_shape": 3, "count_each": 6, "relate": 3},
-    ),
-    "settle": replace(
-        WHOLE,
-        plan=replace(MUON, num_steps=400, schedule="linear", precision="float32", seed=10),
-        batch_size=128,
-        after=("finding", "drill"),
-        weights={**INTERVIEWS, "interview": 26, "find_by_shape": 8, "relate": 5, "count_each": 14},
-        dense_share=0.35,
-    ),
-}
 
 
 class SampleSteps:
@@ -285,7 +105,8 @@ def train_stage(
     Args:
         folder: of all stages.
         name: the stage's.
-        start: a checkpoint whose weights a new folder begins with; None begins with untrained ones.
+        start: a checkpoint whose weights a new folder begins with, and which has what the stages gave that are not
+            there; None begins with untrained ones.
         seconds: after which the stage is stopped, to be resumed later.
         num_workers: processes that draw and speak.
     """
@@ -297,7 +118,12 @@ def train_stage(
         else:
             shutil.copytree(start, folder / "blueprint")
     checkpoint, model, tree = load_tree(folder / "blueprint")
-    for before in stage.after:
+    stages_before = [before for before in stage.after if start is None or saved_states(folder / before)]
+    for before in stages_before:
+        if not saved_states(folder / before):
+            raise ParameterError(
+                f"stage {name} goes on from stage {before}, which is not in {folder}; train that first"
+            )
         load_stage_weights(tree, folder / before, stage.inherits)
     stream = SampleStream("train", seed=stage.plan.seed, weights=stage.weights, max_side=stage.max_side)
     bank = stream.bank()
@@ -310,7 +136,7 @@ def train_stage(
     objective = AnswerObjective(model, tree)
     if stage.dense_share:
         heads = DenseHeads(model, len(bank.phoneme_class), len(bank.word_class))
-        for before in stage.after:
+        for before in stages_before:
             load_stage_heads(heads, folder / before)
         objective = GroundedObjective(model, tree, heads, stage.dense_share)
     steps = SampleSteps(stream, checkpoint, stage)
@@ -324,24 +150,25 @@ def _train(
 
 
 def main() -> None:
-    """Train a stage."""
+    """Train a stage, or all of them."""
     parser = argparse.ArgumentParser(description="Train the embedded model.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--stage", choices=STAGES, required=True)
+    parser.add_argument("--stage", choices=STAGES, help="one stage; all in order by default")
     parser.add_argument(
         "--start", type=Path, help="checkpoint that a new FOLDER begins with, instead of an untrained one"
     )
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop and save after this time")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw and speak")
     arguments = parser.parse_args()
-    done = train_stage(
-        arguments.folder,
-        arguments.stage,
-        start=arguments.start,
-        seconds=arguments.seconds,
-        num_workers=arguments.workers,
-    )
-    print(f"{arguments.stage}: {done} steps done")
+    for name in STAGES if arguments.stage is None else [arguments.stage]:
+        done = train_stage(
+            arguments.folder,
+            name,
+            start=arguments.start,
+            seconds=arguments.seconds,
+            num_workers=arguments.workers,
+        )
+        print(f"{name}: {done} steps done")
     PartialState().destroy_process_group()
 
 

@@ -1,9 +1,9 @@
 """Make sure there is what pip cannot install: a C++ compiler, and a browser for the tests of the page.
 
-    python scripts/system_packages.py [compiler] [browser]      the compiler alone by default
+    python scripts/system_packages.py [compiler] [browser] [speech] [fonts]      the compiler alone by default
 
 As root on a Debian-like system what is missing is installed; otherwise a line says what to install. Nothing works
-without the compiler; without a browser the page's tests are skipped.
+without the compiler; without a browser the page's tests are skipped; speech and fonts train the embedded model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Need:
-    """A program under any of its names, the Debian package it comes in, and what it is needed for."""
+    """A program under any of its names, the Debian packages it comes in, and what it is needed for."""
 
     programs: tuple[str, ...]
     package: str
@@ -25,8 +25,16 @@ class Need:
     is_optional: bool
 
 
+FONTS = (
+    "fonts-dejavu-core fonts-dejavu-extra fonts-liberation fonts-freefont-ttf fonts-open-sans fonts-lato fonts-hack "
+    "fonts-cantarell fonts-comic-neue fonts-urw-base35 fonts-noto-cjk fonts-wqy-zenhei fonts-arphic-ukai "
+    "fonts-arphic-uming fonts-roboto-unhinted fonts-crosextra-caladea fonts-crosextra-carlito fonts-inconsolata "
+    "fonts-wqy-microhei fonts-droid-fallback"
+)
 NEEDS = {
     "compiler": Need((os.environ.get("CXX", ""), "c++", "g++", "clang++"), "g++", "to build the kernels", False),
+    "speech": Need(("espeak-ng",), "espeak-ng", "to speak", True),
+    "fonts": Need((), FONTS, "to write pictures", True),  # of which one is missing is not asked: apt knows
     "browser": Need(("chromium", "chromium-browser", "google-chrome"), "chromium", "to test the web page", True),
 }
 
@@ -44,7 +52,10 @@ def install(need: Need) -> None:
         problem = f"{need.package} is missing, needed {need.purpose}; on Debian: sudo apt-get install {need.package}"
     else:
         print(f"installing {need.package} (needed {need.purpose})", file=sys.stderr, flush=True)
-        for arguments in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", need.package]):
+        for arguments in (
+            ["update", "-qq"],
+            ["install", "-y", "-qq", "--no-install-recommends", *need.package.split()],
+        ):
             if subprocess.run([apt, *arguments], stdout=subprocess.DEVNULL, check=False).returncode != 0:
                 problem = f"{need.package} (needed {need.purpose}) cannot be installed; see apt-get's words above"
                 break

@@ -1,0 +1,192 @@
+"""The stages in which the embedded model was trained: on what, from which weights, how long and how fast.
+
+The lengths are those of the runs that were made; a stage with a constant rate ended when it stopped paying.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from embedded_model import scene_plans
+from embedded_model.blueprint import MAX_SLICES
+from embedded_model.samples import WEIGHTS
+from tianquan.training.plan import TrainingPlan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage: what it trains on and how."""
+
+    plan: TrainingPlan
+    batch_size: int  # conversations, pictures or sounds of a micro-batch
+    after: tuple[str, ...]  # the stages whose weights it starts from, later ones over earlier
+    inherits: tuple[str, ...] = ("",)  # which of them: how their names begin
+    parts: tuple[str, ...] = ("language_model", "vision", "resampler", "audio")  # what a stage of answers trains
+    weights: Mapping[str, float] | None = None  # task shares; None = dense targets of the encoders
+    max_side: int = 112  # pixels of the largest picture
+    max_slices: int = MAX_SLICES  # of a picture; 1 shows it whole, however large it is
+    sound_every: int = 2  # of a dense stage: which steps are sounds
+    max_objects: int = scene_plans.MAX_OBJECTS  # of a dense stage's pictures
+    large: bool = False  # whether its objects are large
+    dense_share: float = 0.0  # of a stage of answers: weight of the dense loss beside that of the answers
+
+
+# Long answers about a whole picture teach more than one word does; reading and listening take longest to learn.
+SEEING = {
+    **WEIGHTS,
+    "describe": 12,
+    "follow_up": 12,
+    "count": 14,
+    "read_digits": 16,
+    "read_text": 8,
+    "transcribe": 16,
+    "spoken_digits": 8,
+    "spoken_question": 12,
+    "text": 4,
+}
+
+MUON = TrainingPlan(
+    num_steps=1000,  # of each stage its own
+    learning_rate=1e-3,
+    optimizer="muon",
+    schedule="constant",
+    warmup_steps=50,
+    weight_decay=0.02,
+    precision="bfloat16",
+)
+# Once colours and transcripts come, the questions of where and how many are asked more often.
+COUNTING = {
+    **SEEING,
+    "colour": 4,
+    "shape": 5,
+    "colour_shape": 5,
+    "describe": 10,
+    "count": 18,
+    "exists": 8,
+    "position": 9,
+    "compare": 5,
+    "relation": 5,
+    "read_digits": 20,
+    "read_text": 4,
+    "transcribe": 12,
+    "spoken_digits": 5,
+    "spoken_question": 14,
+}
+# A picture is looked at once and asked about five times, which costs twice a single question.
+INTERVIEWS = {
+    "interview": 40,
+    "spoken_interview": 11,
+    "spoken_question": 3,
+    "colour": 1,
+    "shape": 1,
+    "colour_shape": 3,
+    "describe": 2,
+    "count": 4,
+    "exists": 1,
+    "position": 1.5,
+    "compare": 3,
+    "relation": 1.5,
+    "read_digits": 18,
+    "read_text": 2,
+    "two_images": 5,
+    "follow_up": 3,
+    "transcribe": 10,
+    "spoken_digits": 5,
+    "spoken_chat": 2,
+    "text": 2,
+    "film_direction": 2,
+    "film_order": 2,
+    "film_colour": 1,
+    "film_bounces": 2,
+}
+WHOLE = Stage(plan=MUON, batch_size=96, after=("answers",), weights=COUNTING, max_side=448, max_slices=1)
+STAGES: dict[str, Stage] = {
+    "towers": Stage(
+        plan=replace(MUON, optimizer="adamw", num_steps=923, warmup_steps=200, seed=1),
+        batch_size=64,
+        after=(),
+    ),
+    "shapes": Stage(
+        plan=replace(MUON, num_steps=1426, learning_rate=3e-3, warmup_steps=20, seed=6),
+        batch_size=64,
+        after=("towers",),
+        inherits=("audio.",),
+        sound_every=8,
+        max_objects=2,
+        large=True,
+    ),
+    "answers": Stage(plan=replace(MUON, num_steps=761, seed=2), batch_size=96, after=("shapes",), weights=SEEING),
+    "grounded": replace(WHOLE, plan=replace(MUON, num_steps=669, warmup_steps=30, seed=3), dense_share=0.5),
+    # By then the encoders name what is there; what is made of it lags behind.
+    "reader": replace(
+        WHOLE,
+        plan=replace(MUON, num_steps=482, warmup_steps=30, seed=5),
+        after=("grounded",),
+        parts=("language_model", "resampler", "audio.projection", "audio.begin_end"),
+        weights={**COUNTING, "read_text": 1},
+    ),
+    "finish": replace(
+        WHOLE,
+        plan=replace(MUON, num_steps=400, schedule="linear", warmup_steps=20, seed=4),
+        after=("grounded", "reader"),
+        dense_share=0.25,
+    ),
+    # The dense heads are not shipped: on the shipped model they are learned again before they may pull at the encoders.
+    "heads": replace(
+        WHOLE,
+        plan=replace(MUON, num_steps=80, learning_rate=3e-3, warmup_steps=10, precision="float32", seed=8),
+        after=("finish",),
+        parts=(),
+        dense_share=1.0,
+    ),
+    "interviews": replace(
+        WHOLE,
+        plan=replace(MUON, num_steps=274, learning_rate=5e-4, precision="float32", seed=9),
+        batch_size=128,
+        after=("heads",),
+        weights=INTERVIEWS,
+        dense_share=0.25,
+    ),
+    # Asked by colour the model found an object among four, asked by shape it did not: its tokens were to be clearer.
+    "cells": replace(
+        WHOLE,
+        plan=replace(MUON, num_steps=116, learning_rate=5e-4, precision="float32", seed=11),
+        batch_size=128,
+        after=("interviews",),
+        weights=INTERVIEWS,
+        dense_share=0.5,
+    ),
+    "finding": replace(
+        WHOLE,
+        plan=replace(MUON, num_steps=180, learning_rate=9e-4, precision="float32", seed=12),
+        batch_size=128,
+        after=("cells",),
+        weights=INTERVIEWS,
+        dense_share=0.5,
+    ),
+    "by_shape": replace(
+        WHOLE,
+        plan=replace(MUON, num_steps=121, learning_rate=1e-3, precision="float32", seed=13),
+        batch_size=128,
+        after=("finding",),
+        parts=("language_model", "resampler"),
+        weights={"find_by_shape": 1},
+    ),
+    "drill": replace(
+        WHOLE,
+        plan=replace(MUON, num_steps=95, learning_rate=1e-3, precision="float32", seed=14),
+        batch_size=128,
+        after=("finding", "by_shape"),
+        parts=("language_model", "resampler"),
+        weights={"find_by_shape": 3, "count_each": 6, "relate": 3},
+    ),
+    "settle": replace(
+        WHOLE,
+        plan=replace(MUON, num_steps=400, schedule="linear", precision="float32", seed=10),
+        batch_size=128,
+        after=("finding", "drill"),
+        weights={**INTERVIEWS, "interview": 26, "find_by_shape": 8, "relate": 5, "count_each": 14},
+        dense_share=0.35,
+    ),
+}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -8,9 +9,9 @@ import time
 
 import pytest
 
-from batch.rows_of_jobs import answers, write_job
+from batch.rows_of_jobs import answers, chat_row, write_job
 from command_line import run
-from scaling.ray_processes import actor_pids
+from scaling.ray_processes import PATIENCE, actor_pids
 from tianquan.batch.job import BatchFiles, BatchPlan
 from tianquan.scaling.batch_pipeline import plan_pieces
 from tianquan.serving.config import ServeConfig
@@ -40,13 +41,13 @@ def test_a_lost_workers_rows_are_answered_once(job):
     process = subprocess.Popen(
         [sys.executable, "-m", "tianquan", *command(output, *ON_RAY)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    end = time.monotonic() + 120
+    end = time.monotonic() + PATIENCE
     while not (output.exists() and output.read_bytes().count(b"\n") >= NUM_ROWS // 8):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < end
         time.sleep(0.01)
     os.kill(actor_pids("RowWorker")[0], signal.SIGKILL)
-    told, errors = process.communicate(timeout=180)
+    told, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     assert f"{NUM_ROWS - 10} answers, 10 errors".encode() in told
     assert answers(output) == answers(folder / "local.jsonl")
@@ -57,12 +58,88 @@ def test_ray_goes_on_with_what_a_local_run_left(job):
     lines = (folder / "local.jsonl").read_bytes().splitlines(keepends=True)
     output = folder / "resumed.jsonl"
     output.write_bytes(b"".join(lines[:-30]) + lines[-30][:50])
-    result = subprocess.run(
-        [sys.executable, "-m", "tianquan", *command(output, *ON_RAY)], capture_output=True, text=True, timeout=120
-    )
+    result = run_for_long(command(output, *ON_RAY))
     assert result.returncode == 0, result.stderr
     assert f"{NUM_ROWS - 30} rows were there before" in result.stdout
     assert answers(output) == answers(folder / "local.jsonl")
+
+
+def run_for_long(arguments, environment=None):
+    command = [sys.executable, "-m", "tianquan", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+
+
+# Ray gives a node 30 s to start and raises a bare Exception; on a busy machine it takes more than one attempt.
+CLUSTER = """
+import sys, ray
+for attempt in range(5):
+    try:
+        found = ray.init(address="local", num_cpus=2, include_dashboard=False)
+        break
+    except Exception:
+        ray.shutdown()
+print(found.address_info["gcs_address"], flush=True)
+sys.stdin.read()
+"""
+
+
+def test_on_a_cluster_by_its_address(job, tmp_path):
+    folder, command = job
+    lines = (folder / "local.jsonl").read_bytes().splitlines(keepends=True)
+    output = folder / "cluster.jsonl"
+    output.write_bytes(b"".join(lines[:-20]))
+    inside = {**os.environ, "HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}  # Ray makes the token there
+    outside = {**os.environ, "HOME": str(tmp_path), "RAY_AUTH_MODE": "disabled"}
+    with subprocess.Popen(
+        [sys.executable, "-c", CLUSTER],
+        env=inside,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    ) as cluster:
+        address = cluster.stdout.readline().decode().strip()
+        assert address, "Ray does not start"
+        arguments = command(output, "--ray", address, "--workers", "2", "--threads", "1")
+        refused, done = (run_for_long(arguments, environment) for environment in (outside, inside))
+        assert "where the cluster asks for a token" in refused.stderr
+        assert done.returncode == 0, done.stderr
+        assert cluster.poll() is None  # it is not ours to end
+        cluster.stdin.close()
+        assert cluster.wait(PATIENCE) == 0
+    assert answers(output) == answers(folder / "local.jsonl")
+
+
+DEADLY = """
+import os, sys, threading
+from pathlib import Path
+import tianquan
+from tianquan.batch.job import BatchPlan
+from tianquan.errors import TianquanError
+from tianquan.scaling import batch_pipeline
+from tianquan.serving.config import ServeConfig
+
+def load(config):
+    llm = tianquan.load(config.model, precision="float32", threads=1)
+    threading.Timer(0.5, os._exit, (1,)).start()
+    return llm
+
+batch_pipeline.MAX_LOSSES = 1
+input, output, model = sys.argv[1:]
+plan = BatchPlan(input=Path(input), output=Path(output), config=ServeConfig(model=model), load=load)
+try:
+    batch_pipeline.run_ray_batch(plan, "local", 1)
+except TianquanError as error:
+    print(error)
+"""
+
+
+def test_what_kills_every_worker_ends_the_job(tmp_path, checkpoint_folder):
+    row = chat_row("a", "hello", max_tokens=3000, ignore_eos=True)
+    (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n")
+    command = [sys.executable, "-c", DEADLY, tmp_path / "in.jsonl", tmp_path / "out.jsonl", checkpoint_folder]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert "rows lost their worker more than 1 times" in result.stdout, result.stderr
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_mistakes_are_one_line(job):

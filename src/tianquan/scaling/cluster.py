@@ -35,7 +35,7 @@ def connected(address: str) -> Iterator[None]:
     Raises:
         TianquanError: nothing answers there.
     """
-    _probe(address)
+    is_answered = _probe(address)
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": True}
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keeps a warning about GPUs off stderr
@@ -45,6 +45,11 @@ def connected(address: str) -> Iterator[None]:
         else:
             ray.init(address=address, **options)
     except Exception as error:  # of a machine too slow for its time limits Ray tells with a bare one
+        if is_answered:
+            raise TianquanError(
+                f"{printable(address)}: answers, but Ray cannot join a cluster there; it needs the cluster's own "
+                "version of Ray, and RAY_AUTH_MODE=token in the environment where the cluster asks for a token"
+            ) from error
         if address != LOCAL:
             raise _unreachable(address) from error
         raise TianquanError(f"Ray does not start here: {printable(str(error).strip(), 200)}") from error
@@ -56,15 +61,23 @@ def connected(address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def _probe(address: str) -> None:
-    """Connect and hang up: Ray itself tries an address where nobody listens for many minutes."""
+def _probe(address: str) -> bool:
+    """Connect and hang up: Ray itself tries an address where nobody listens for many minutes.
+
+    Returns:
+        Whether somebody listens there; False for what is no address.
+
+    Raises:
+        TianquanError: nobody does.
+    """
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if not separator:
-        return
+        return False
     try:
         socket.create_connection((host, int(port)), _PROBE_SECONDS).close()
     except (OSError, ValueError, OverflowError) as error:
         raise _unreachable(address) from error
+    return True
 
 
 def _unreachable(address: str) -> TianquanError:

@@ -24,7 +24,8 @@ from PIL import Image
 from tianquan.benchmark.run import machine_name
 from tianquan.engine.interface import EngineOptions
 from tianquan.engine.scheduler import SchedulerLimits
-from tianquan.llm import LLM, load
+from tianquan.llm import LLM
+from tianquan.loading import load
 from tianquan.request import SamplingParams
 
 MODEL = Path(__file__).parents[1] / "tests" / "conformance" / "checkpoint"

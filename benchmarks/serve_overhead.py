@@ -24,7 +24,8 @@ from typing import Any
 from tianquan.benchmark.run import machine_name
 from tianquan.benchmark.serve_load import LoadPlan, Sample, make_body, summarize
 from tianquan.benchmark.synthetic import write_synthetic_folder
-from tianquan.llm import LLM, load
+from tianquan.llm import LLM
+from tianquan.loading import load
 from tianquan.quantization.recipes import find_recipe
 from tianquan.request import SamplingParams
 from tianquan.serving.config import ServeConfig

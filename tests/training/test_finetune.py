@@ -14,7 +14,8 @@ import command_line
 from tianquan.checkpoint import open_checkpoint
 from tianquan.checkpoint.adapter import Adapter
 from tianquan.errors import ParameterError
-from tianquan.llm import LLM, load
+from tianquan.llm import LLM
+from tianquan.loading import load
 from tianquan.models.omni_model import OmniModel
 from tianquan.quantization.recipes import find_recipe
 from tianquan.training.adapters import LoraSettings, adapted_names, attach_lora, save_adapter

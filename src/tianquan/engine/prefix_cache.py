@@ -195,7 +195,8 @@ class PrefixCache:
     def keep_partial(self, parent: Node, units: tuple[Unit, ...], block: int) -> None:
         """Make the last, partly full block of an ended sequence a node nobody holds, unless all of it is known."""
         known = self.find_partial(parent, units)
-        if known is not None and known[1] == len(units):
+        # The search for a longer one is bounded. The same one must be found: two nodes of equal units share a place.
+        if (known is not None and known[1] == len(units)) or self.find(parent, units) is not None:
             self.free(block)
             return
         self._clock += 1

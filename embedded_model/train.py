@@ -169,6 +169,7 @@ def main() -> None:
             num_workers=arguments.workers,
         )
         print(f"{name}: {done} steps done")
+    PartialState().wait_for_everyone()  # one that leaves while another saves aborts
     PartialState().destroy_process_group()
 
 

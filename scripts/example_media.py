@@ -23,9 +23,9 @@ def draw_shapes() -> Image.Image:
     """Return a red circle, a blue square and a yellow triangle."""
     image = Image.new("RGB", (448 * SCALE, 448 * SCALE), "#ece8df")
     draw = ImageDraw.Draw(image)
-    draw.ellipse(_scaled(40, 60, 190, 210), fill="#cf2f26")
-    draw.rectangle(_scaled(258, 96, 398, 236), fill="#2456c4")
-    draw.polygon(_scaled(224, 256, 314, 410, 134, 410), fill="#eac81f")
+    draw.ellipse(_scaled(45, 154, 185, 294), fill="#cf2f26")
+    draw.rectangle(_scaled(271, 256, 415, 400), fill="#2456c4")
+    draw.polygon(_scaled(218, 25, 300, 164, 136, 164), fill="#eac81f")
     return image.resize((448, 448), Image.Resampling.LANCZOS)
 
 

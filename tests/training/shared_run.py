@@ -27,6 +27,7 @@ def main() -> None:
     objective = Regression()
     objective.dropout.p = 0.0
     Trainer(objective, Share(), replace(PLAN, num_steps=5), folder, log_interval=1).train()
+    PartialState().wait_for_everyone()  # one that leaves while another saves aborts
     PartialState().destroy_process_group()
     print(",".join(str(value) for value in weights(objective).ravel()))
 

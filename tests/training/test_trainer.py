@@ -6,7 +6,10 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -223,3 +226,28 @@ def test_schedules():
     assert replace(plan, schedule="linear").rate_at(6) == pytest.approx(0.5)
     assert plan.rate_at(6) == pytest.approx(0.5)
     assert json.loads(json.dumps(plan.betas)) == list(plan.betas)
+
+
+@pytest.mark.parametrize("failing", ["data", "loss"])
+def test_a_process_that_fails_ends_with_its_workers(tmp_path, failing):
+    """An error nobody catches: the interpreter keeps its traceback, and waits for the workers at its end."""
+    script = f"""
+import sys
+from pathlib import Path
+from test_trainer import PLAN, Numbers, Regression
+from tianquan.training.trainer import Trainer
+
+class Failing(Numbers):
+    def __getitem__(self, step):
+        if {failing == "data"} and step == 5:
+            raise ValueError("no such record")
+        return super().__getitem__(step)
+
+objective = Regression()
+objective.broken = {{51: float("nan")}} if {failing == "loss"} else {{}}
+Trainer(objective, Failing(), PLAN, Path(sys.argv[1]), num_workers=1).train()
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert ("no such record" if failing == "data" else "item 51") in done.stderr

@@ -31,7 +31,7 @@ from tianquan.processing.labels import printable
 
 MAX_SOURCE_LEN = 1_000_000  # characters; the longest published templates have tens of thousands
 MAX_UNITS = 1_000_000  # of work and of output; 1000 turns of the usual templates take some 20 000
-MAX_SECONDS = 30.0  # backstop for steps whose cost the units understate
+MAX_SECONDS = 30.0  # of the processor, as a process may be stopped meanwhile; for steps whose cost the units understate
 UNIT_LEN = 64  # characters to a unit
 MAX_TEXT_LEN = 20_000_000  # of one string
 MAX_ARGUMENT = 100_000  # integers given to functions: widths, counts, digits
@@ -272,11 +272,11 @@ class _Environment(ImmutableSandboxedEnvironment):
     # Budget: of the render that runs in this thread.
     def start(self) -> None:
         self._left.units = MAX_UNITS
-        self._left.deadline = time.monotonic() + MAX_SECONDS
+        self._left.deadline = time.thread_time() + MAX_SECONDS
 
     def spend(self, units: int) -> None:
         self._left.units -= units
-        if self._left.units < 0 or time.monotonic() > self._left.deadline:
+        if self._left.units < 0 or time.thread_time() > self._left.deadline:
             raise _BudgetError("computes too long or writes too much")
 
     def charged(self, value: Any) -> Any:

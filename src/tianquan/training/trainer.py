@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import traceback
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
@@ -149,7 +150,13 @@ class Trainer(Generic[Item]):
             prefetch_factor=4 if self._num_workers else None,
             worker_init_fn=_prepare_worker,
         )
-        yield from loader
+        try:
+            yield from loader
+        except BaseException as error:
+            # A traceback that somebody keeps would keep the loader, and so its workers, who mind no signal: they
+            # would be waited for at the end of the process, for ever.
+            traceback.clear_frames(error.__traceback__)
+            raise
 
     def _train_step(
         self, model: Any, micro_batches: Sequence[Sequence[Item]], stop: Callable[[], tuple[bool, bool]]

@@ -183,4 +183,13 @@ STAGES: dict[str, Stage] = {
         weights={**INTERVIEWS, "interview": 26, "find_by_shape": 8, "relate": 5, "count_each": 14},
         dense_share=0.35,
     ),
+    # Left of, above: at chance until nothing else was asked.
+    "relating": replace(
+        LATER,
+        plan=replace(FLOAT32, num_steps=120, learning_rate=1e-3, seed=15),
+        after=("heads", "settle"),
+        parts=("language_model", "resampler"),
+        weights={"relate": 1},
+        dense_share=0.0,
+    ),
 }

@@ -5,6 +5,7 @@ A task takes a `Studio` (randomness, split, clips) and a language and returns a 
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,7 +28,8 @@ from embedded_model.writing import draw_text
 OTHER_LANGUAGE = 0.12  # share of reading and transcription prompts in the other language than the medium
 TWO_PICTURES_SIDE = 224  # pixels: two pictures make twice the features
 COUNT_KINDS: tuple[AskKind, ...] = ("count_all", "count_shape", "count_colour", "count_both")
-PAIR_KINDS: tuple[AskKind, ...] = ("left_of", "right_of", "above", "below", "bigger_shape", "smaller_shape")
+RELATION_KINDS: tuple[AskKind, ...] = ("left_of", "right_of", "above", "below")
+SIZE_KINDS: tuple[AskKind, ...] = ("bigger_shape", "smaller_shape")
 MOST_ASKED = 8  # questions of one scene
 MORE_QUESTIONS = (3, 6)  # of an interview, after the first
 INTERVIEW_KINDS: dict[AskKind, float] = {  # how often each is asked; finding by shape and counting take longest
@@ -285,17 +287,18 @@ def find_by_shape(studio: Studio, language: Language) -> Draft:
 
 
 def relate(studio: Studio, language: Language) -> Draft:
-    """The same with pairs of them: what is left of, above, larger than what."""
-    scene, names = _large_things(studio)
-    pairs = [studio.rng.sample(names[:-1], 2) for _ in range(MOST_ASKED)]
-    questions = [Ask(kind=studio.rng.choice(PAIR_KINDS), shape=first, other=other) for first, other in pairs]
-    return _ask_all(studio, language, scene, list(dict.fromkeys(questions)))
+    """The same with pairs of them, each both ways round: what is left of, above, larger than what."""
+    scene, names = _large_things(studio, most=3)
+    pairs = list(itertools.permutations(names[:-1], 2))
+    questions = [Ask(kind=kind, shape=first, other=other) for first, other in pairs for kind in RELATION_KINDS]
+    questions += [Ask(kind=studio.rng.choice(SIZE_KINDS), shape=first, other=other) for first, other in pairs[:2]]
+    return _ask_all(studio, language, scene, studio.rng.sample(questions, len(questions)))
 
 
-def _large_things(studio: Studio) -> tuple[Scene, list[str]]:
-    """Return a scene of two to four large objects, their shapes, and last a shape that is not there."""
+def _large_things(studio: Studio, most: int = 4) -> tuple[Scene, list[str]]:
+    """Return a scene of two to `most` large objects, their shapes, and last a shape that is not there."""
     rng = studio.rng
-    count = rng.choice((2, 2, 3, 3, 4))
+    count = min(most, rng.choice((2, 2, 3, 3, 4)))
     names, tints = rng.sample(shapes.SHAPE_NAMES, count + 1), rng.sample(colours.COLOUR_NAMES, count)
     wanted = [
         Wanted(shape=shape, colour=colour, radius=rng.uniform(0.2, 0.4) / count**0.5)

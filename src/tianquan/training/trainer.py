@@ -16,8 +16,8 @@ from __future__ import annotations
 import math
 import os
 import signal
-import traceback
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path

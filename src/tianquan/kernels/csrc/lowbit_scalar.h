@@ -11,8 +11,10 @@ constexpr int64_t kFewRows = 12;
 constexpr int kTileRows = 2;
 constexpr int kTilePanels = 3;
 constexpr int kTileWidth = kTilePanels * kPanel;  // floats of a row of a tile's sums
-constexpr int kSinglePanelRows = 1;               // up to so many rows one panel at a time
 constexpr int kStreamRows = 4;
+
+template <Format F, int R>
+constexpr int kStreamPanels = R > 1 ? 2 : 1;
 
 template <int P>
 TIANQUAN_INLINE void unpack_int4(const Panel& panel, int64_t g, int64_t local_group, int p,

@@ -92,8 +92,13 @@ TIANQUAN_INLINE void stream_rows(const Product& p, const Activations& a, int64_t
       write_sums(p.matrix, p.output, sums[0], 8, row, R, channel, channels);
     }
   } else {
-    if constexpr (R > kSinglePanelRows) {
-      for (; channel + kPanel < last; channel += 2 * kPanel) stream_panels<R, 2>(p, a, row, channel, last);
+    constexpr bool kPairs4 = kStreamPanels<Format::kInt4, R> == 2,
+                   kPairs8 = kStreamPanels<Format::kInt8, R> == 2;
+    if constexpr (kPairs4 || kPairs8) {
+      const bool is_paired = kPairs4 == kPairs8 || (p.matrix.format == Format::kInt4) == kPairs4;
+      for (; is_paired && channel + kPanel < last; channel += 2 * kPanel) {
+        stream_panels<R, 2>(p, a, row, channel, last);
+      }
     }
     for (; channel < last; channel += kPanel) stream_panels<R, 1>(p, a, row, channel, last);
   }

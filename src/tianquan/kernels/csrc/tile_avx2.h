@@ -60,14 +60,40 @@
   TIANQUAN_QUADS(PANEL, 4, 5)   \
   TIANQUAN_QUADS(PANEL, 6, 7)
 
+// A row's products with a unit of packed int4 codes, whose nibbles are in ymm8 (low) and ymm9 (high).
+#define TIANQUAN_PACKED_ROW(U, A, D)        \
+  "vpbroadcastd 8*" #U "(" A                \
+  "), %%ymm10\n\t"                          \
+  "vpbroadcastd 8*" #U "+4(" A              \
+  "), %%ymm11\n\t"                          \
+  "vpmaddubsw %%ymm10, %%ymm8, %%ymm12\n\t" \
+  "vpmaddubsw %%ymm11, %%ymm9, %%ymm13\n\t" \
+  "vpaddw %%ymm12, %[d" #D "], %[d" #D      \
+  "]\n\t"                                   \
+  "vpaddw %%ymm13, %[d" #D "], %[d" #D "]\n\t"
+#define TIANQUAN_PACKED_UNIT(U)                                                                 \
+  "vmovdqu 32*" #U                                                                              \
+  "(%[codes]), %%ymm8\n\t"                                                                      \
+  "vpsrlw $4, %%ymm8, %%ymm9\n\t"                                                               \
+  "vpand %[mask], %%ymm8, %%ymm8\n\t"                                                           \
+  "vpand %[mask], %%ymm9, %%ymm9\n\t" TIANQUAN_PACKED_ROW(U, "%[a0]", 0)                        \
+      TIANQUAN_PACKED_ROW(U, "%[a0],%[s]", 1) TIANQUAN_PACKED_ROW(U, "%[a0],%[s],2", 2)         \
+          TIANQUAN_PACKED_ROW(U, "%[a0],%[s3]", 3) TIANQUAN_PACKED_ROW(U, "%[a4]", 4)           \
+              TIANQUAN_PACKED_ROW(U, "%[a4],%[s]", 5) TIANQUAN_PACKED_ROW(U, "%[a4],%[s],2", 6) \
+                  TIANQUAN_PACKED_ROW(U, "%[a4],%[s3]", 7)
+
 namespace tianquan::TIANQUAN_ISA {
 
 constexpr int64_t kFewRows = 12;  // measured: with more rows unpacking first is faster
 constexpr int kTileRows = 2;
 constexpr int kTilePanels = 3;
-constexpr int kSinglePanelRows = 2;  // up to so many rows one panel at a time
-constexpr int kStreamRows =
-    4;  // rows of a pass over packed codes: with two panels their sums fill the registers
+constexpr int kStreamRows = 8;          // rows of a pass over packed codes
+constexpr bool kHasPackedGroup = true;  // multiply_packed_group, for so many
+
+// Panels side by side in a pass of R rows. Two share the broadcasts of activations, and with 3 or 4 rows of
+// int4 still leave registers for the sums; one streams the weight and keeps the activations in the cache.
+template <Format F, int R>
+constexpr int kStreamPanels = F == Format::kInt4 && (R == 3 || R == 4) ? 2 : 1;
 
 template <int P>
 struct LanesOf {
@@ -94,6 +120,19 @@ TIANQUAN_INLINE void add_products(__m256i& sum, __m256i u0, __m256i s0, __m256i 
 template <Format F>
 TIANQUAN_INLINE __m256i whole_sum(__m256i sum) {
   return F == Format::kInt4 ? _mm256_madd_epi16(sum, _mm256_set1_epi16(1)) : sum;
+}
+
+// dot[r] += one int4 group of eight rows, `stride` bytes apart, with the packed codes of one panel.
+static inline __attribute__((always_inline)) void multiply_packed_group(const uint8_t* a, int64_t stride,
+                                                                        const uint8_t* codes,
+                                                                        __m256i (&dot)[8][1]) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  asm volatile(TIANQUAN_PACKED_UNIT(0) TIANQUAN_PACKED_UNIT(1) TIANQUAN_PACKED_UNIT(2) TIANQUAN_PACKED_UNIT(3)
+               : [d0] "+x"(dot[0][0]), [d1] "+x"(dot[1][0]), [d2] "+x"(dot[2][0]), [d3] "+x"(dot[3][0]),
+                 [d4] "+x"(dot[4][0]), [d5] "+x"(dot[5][0]), [d6] "+x"(dot[6][0]), [d7] "+x"(dot[7][0])
+               : [a0] "r"(a), [a4] "r"(a + 4 * stride), [s] "r"(stride), [s3] "r"(3 * stride),
+                 [codes] "r"(codes), [mask] "x"(mask)
+               : "memory", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13");
 }
 
 // dot[r][p] += 8 quads (32 in channels) of two rows and three panels.

@@ -16,8 +16,12 @@ namespace tianquan::TIANQUAN_ISA {
 constexpr int64_t kFewRows = 40;  // measured: with more rows unpacking first is faster
 constexpr int kTileRows = 4;
 constexpr int kTilePanels = 6;
-constexpr int kSinglePanelRows = 3;  // up to so many rows one panel at a time
-constexpr int kStreamRows = 8;       // rows of a pass over packed codes: their sums stay in registers
+constexpr int kStreamRows = 8;           // rows of a pass over packed codes: their sums stay in registers
+constexpr bool kHasPackedGroup = false;  // what GCC makes of the general loop is as fast
+
+// Panels side by side in a pass of R rows: two fill a register.
+template <Format F, int R>
+constexpr int kStreamPanels = R > 3 ? 2 : 1;
 
 // Two panels a register where their number is even.
 template <int P>

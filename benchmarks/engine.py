@@ -28,6 +28,7 @@ def main() -> None:
         "date": datetime.date.today().isoformat(),
         "machine": machine_name(),
         "threads": llm.model.ops.threads,
+        "instructions": llm.model.ops.isa,
         "recipe": "int4",
         "command": "python benchmarks/engine.py",
         **report,

@@ -201,14 +201,21 @@ STAGES: dict[str, Stage] = {
         weights={"count_each": 8, "relate": 1},
         dense_share=0.0,
     ),
-    # Up and down, first and last, one bounce and two: a film costs ten pictures, so it is seldom asked about elsewhere.
-    "watching": replace(
+    "rounding": replace(
         LATER,
-        plan=replace(FLOAT32, num_steps=150, learning_rate=1e-3, seed=17),
-        batch_size=64,
+        plan=replace(FLOAT32, num_steps=230, schedule="linear", warmup_steps=10, seed=18),
         after=("settle", "relating", "counting"),
-        parts=("language_model", "resampler"),
-        weights={"film_direction": 3, "film_order": 3, "film_bounces": 3, "two_images": 2, "count_each": 1},
-        dense_share=0.0,
+        weights={
+            **INTERVIEWS,
+            "interview": 24,
+            "find_by_shape": 6,
+            "relate": 6,
+            "count_each": 12,
+            "spoken_question": 6,
+            "film_direction": 4,
+            "film_order": 3,
+            "film_bounces": 3,
+        },
+        dense_share=0.35,
     ),
 }

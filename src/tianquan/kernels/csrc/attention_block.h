@@ -151,11 +151,12 @@ TIANQUAN_INLINE void attend_block(const AttentionScratch& s, int64_t row, int64_
   }
   const float* weights = s.scores;
   float* out = s.out + row * padded;
-  if (padded % kWideWidth == 0) {  // D = 72 is three wide tiles, or four of the others and half of one
+  if (kPrefersWide &&
+      padded % kWideWidth == 0) {  // D = 72 is three wide tiles, or four of the others and half of one
     for (int64_t c = 0; c < padded; c += kWideWidth) {
       for (int64_t r = 0; r < rows; r += kWideRows) {
-        wide_rows(min_of(kWideRows, rows - r), weights + r * kKeys, kKeys, s.values + c, padded, count,
-                  out + r * padded + c, padded, true);
+        dense_rows<3, kWideRows>(min_of(kWideRows, rows - r), weights + r * kKeys, kKeys, s.values + c,
+                                 padded, count, out + r * padded + c, padded, true);
       }
     }
     return;

@@ -34,9 +34,6 @@ struct PanelLanes {
 };
 
 #if defined(__AVX512F__)
-typedef float F16 __attribute__((vector_size(64)));
-typedef int32_t I16 __attribute__((vector_size(64)));
-
 struct PairLanes {
   using Int = __m512i;
   using Float = F16;

@@ -162,6 +162,26 @@ TIANQUAN_INLINE void store_32_bytes(void* p, const I8 v[4], int bias) {
 TIANQUAN_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
 #endif
 
+#if defined(__AVX512F__)
+typedef float F16 __attribute__((vector_size(64)));
+typedef int32_t I16 __attribute__((vector_size(64)));
+
+TIANQUAN_INLINE F16 fma(F16 a, F16 b, F16 c) { return _mm512_fmadd_ps(a, b, c); }
+TIANQUAN_INLINE void store(float* p, F16 v) { std::memcpy(p, &v, sizeof v); }
+#endif
+
+// For code that is written once over registers of either width.
+template <typename V>
+TIANQUAN_INLINE V load_as(const float* p) {
+  V v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+template <typename V>
+TIANQUAN_INLINE V splat_as(float x) {
+  return x - V{};
+}
+
 TIANQUAN_INLINE float half_value(uint16_t half) {
   const uint16_t halves[8] = {half};
   return load_half(halves)[0];

@@ -44,6 +44,7 @@ WEIGHTS: dict[str, float] = {
     "transcribe": 12,
     "spoken_digits": 4,
     "spoken_question": 10,
+    "spoken_each": 0,
     "spoken_interview": 0,
     "spoken_chat": 3,
     "text": 3,

@@ -31,6 +31,8 @@ COUNT_KINDS: tuple[AskKind, ...] = ("count_all", "count_shape", "count_colour", 
 RELATION_KINDS: tuple[AskKind, ...] = ("left_of", "right_of", "above", "below")
 SIZE_KINDS: tuple[AskKind, ...] = ("bigger_shape", "smaller_shape")
 MOST_ASKED = 8  # questions of one scene
+MOST_SPOKEN = 4  # spoken ones, of
+CLIPS_TRIED = 120
 MORE_QUESTIONS = (3, 6)  # of an interview, after the first
 INTERVIEW_KINDS: dict[AskKind, float] = {  # how often each is asked; finding by shape and counting take longest
     "colour_of_shape": 18,
@@ -383,6 +385,28 @@ def spoken_question(studio: Studio, language: Language) -> Draft:
     return Draft(asks=[clip.phrase.ask]).ask(text, reply, (studio.draw(scene),), studio.sound(clip))
 
 
+def spoken_each(studio: Studio, language: Language) -> Draft:
+    """Large objects of different shapes and colours, and several spoken questions about them."""
+    rng = studio.rng
+    scene, _ = _large_things(studio)
+    draft, pictures = Draft(), (studio.draw(scene),)
+    for _ in range(CLIPS_TRIED):
+        clip = studio.bank().sample_clip(language, ("question",), rng)
+        ask = clip.phrase.ask
+        assert ask is not None, "a question comes with what it asks"
+        reply = asks.answer(ask, scene, language)
+        # Most clips name what is not there; asked so each time, the model would answer none.
+        is_absent = reply in ("0", asks.NONE[language], asks.HAVE[language][1])
+        if reply is None or ask in draft.asks or (is_absent and rng.random() < 0.9):
+            continue
+        draft.ask(None, reply, pictures, studio.sound(clip))
+        draft.asks.append(ask)
+        pictures = ()
+        if len(draft.asks) == MOST_SPOKEN:
+            break
+    return draft if draft.asks else spoken_question(studio, language)
+
+
 def spoken_interview(studio: Studio, language: Language) -> Draft:
     """A picture, a spoken question about it, and more questions in writing."""
     draft = spoken_question(studio, language)
@@ -454,6 +478,7 @@ TASKS: dict[str, Task] = {
     "spoken_digits": spoken_digits,
     "spoken_question": spoken_question,
     "spoken_interview": spoken_interview,
+    "spoken_each": spoken_each,
     "spoken_chat": spoken_chat,
     "text": text,
     "film_direction": partial(watch, kind="direction"),
@@ -463,5 +488,8 @@ TASKS: dict[str, Task] = {
     "film_speech": film_speech,
 }
 SPEECH_TASKS = frozenset(
-    {"transcribe", "spoken_digits", "spoken_question", "spoken_interview", "spoken_chat", "film_speech"}
+    {
+        *("transcribe", "spoken_digits", "spoken_question", "spoken_each", "spoken_interview", "spoken_chat"),
+        "film_speech",
+    }
 )

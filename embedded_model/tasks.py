@@ -389,7 +389,8 @@ def spoken_each(studio: Studio, language: Language) -> Draft:
     """Large objects of different shapes and colours, and several spoken questions about them."""
     rng = studio.rng
     scene, _ = _large_things(studio)
-    draft, pictures = Draft(), (studio.draw(scene),)
+    draft = Draft()
+    pictures: tuple[Picture, ...] = (studio.draw(scene),)
     for _ in range(CLIPS_TRIED):
         clip = studio.bank().sample_clip(language, ("question",), rng)
         ask = clip.phrase.ask

@@ -18,6 +18,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ COPIED_FILES = (  # what a folder needs beside weights
 _WORD = 8  # bytes of the words a checksum adds up
 _ROW_WORDS = 1 << 11
 _BLOCK_ROWS = 1 << 6  # 1 MiB for both sums of a block: the second finds it in the cache (0.1 s per GB in all)
+_READERS = 4  # threads that add up a file: numpy does it without the lock of the interpreter
 _STORED_DTYPES: dict[str, str] = {
     "uint8": "U8",
     "int8": "I8",
@@ -83,10 +85,15 @@ def checksum(path: Path) -> str:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     block_bytes = _BLOCK_ROWS * _ROW_WORDS * _WORD
     whole = len(data) // block_bytes * block_bytes
-    for start in range(0, whole, block_bytes):
+
+    def sums_of(start: int) -> bytes:
         block = data[start : start + block_bytes].view(np.uint64).reshape(_BLOCK_ROWS, _ROW_WORDS)
-        hashed.update(block.sum(axis=1, dtype=np.uint64).tobytes())
-        hashed.update(block.sum(axis=0, dtype=np.uint64).tobytes())
+        rows, columns = (block.sum(axis=axis, dtype=np.uint64) for axis in (1, 0))
+        return rows.tobytes() + columns.tobytes()
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        for sums in readers.map(sums_of, range(0, whole, block_bytes)):
+            hashed.update(sums)
     hashed.update(data[whole:].tobytes())
     return hashed.hexdigest()
 

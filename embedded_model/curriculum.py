@@ -104,6 +104,9 @@ WHOLE = Stage(plan=MUON, batch_size=96, after=("answers",), weights=COUNTING, ma
 # On the processor of these stages products are slower in bfloat16 than in float32.
 FLOAT32 = replace(MUON, precision="float32")
 LATER = replace(WHOLE, batch_size=128, weights=INTERVIEWS, dense_share=0.5)
+# Nothing but one kind of question, for what follows the encoders.
+DRILL = replace(LATER, parts=("language_model", "resampler"), dense_share=0.0)
+SHIPPED = "settle"  # the stage whose weights the package has; those after it are on the way to the next
 STAGES: dict[str, Stage] = {
     "towers": Stage(
         plan=replace(MUON, optimizer="adamw", num_steps=923, warmup_steps=200, seed=1),
@@ -161,20 +164,16 @@ STAGES: dict[str, Stage] = {
         after=("cells",),
     ),
     "by_shape": replace(
-        LATER,
+        DRILL,
         plan=replace(FLOAT32, num_steps=121, learning_rate=1e-3, seed=13),
         after=("finding",),
-        parts=("language_model", "resampler"),
         weights={"find_by_shape": 1},
-        dense_share=0.0,
     ),
     "drill": replace(
-        LATER,
+        DRILL,
         plan=replace(FLOAT32, num_steps=95, learning_rate=1e-3, seed=14),
         after=("finding", "by_shape"),
-        parts=("language_model", "resampler"),
         weights={"find_by_shape": 3, "count_each": 6, "relate": 3},
-        dense_share=0.0,
     ),
     "settle": replace(
         LATER,
@@ -185,21 +184,17 @@ STAGES: dict[str, Stage] = {
     ),
     # From here on trained, not shipped yet (docs/embedded-model.md). Left of, above: at chance, and slow to move.
     "relating": replace(
-        LATER,
+        DRILL,
         plan=replace(FLOAT32, num_steps=120, learning_rate=1e-3, seed=15),
         after=("heads", "settle"),
-        parts=("language_model", "resampler"),
         weights={"relate": 1},
-        dense_share=0.0,
     ),
     # Of one colour or one shape among others the model counted 40 % right, of everything 79 %.
     "counting": replace(
-        LATER,
+        DRILL,
         plan=replace(FLOAT32, num_steps=160, learning_rate=1e-3, seed=16),
         after=("settle", "relating"),
-        parts=("language_model", "resampler"),
         weights={"count_each": 8, "relate": 1},
-        dense_share=0.0,
     ),
     # Everything again, as in "settle".
     "rounding": replace(
@@ -219,14 +214,13 @@ STAGES: dict[str, Stage] = {
         },
         dense_share=0.35,
     ),
-    # It writes a spoken question down without a fault, and answers another one.
+    # It writes a spoken question down without a fault, and answers another one. Begun: 82 of the steps were made.
     "listening": replace(
-        LATER,
+        DRILL,
         plan=replace(FLOAT32, num_steps=150, learning_rate=1e-3, warmup_steps=20, seed=19),
         batch_size=64,
         after=("settle", "relating", "counting", "rounding"),
         parts=("language_model", "resampler", "audio.projection", "audio.begin_end"),
         weights={"spoken_each": 1},
-        dense_share=0.0,
     ),
 }

@@ -1,6 +1,6 @@
 """Train the embedded model, stage after stage, in as many sittings as it takes.
 
-    python -m embedded_model.train FOLDER                                    # all stages, from nothing
+    python -m embedded_model.train FOLDER                                    # all stages of what is shipped, from nothing
     python -m embedded_model.train FOLDER --stage answers --seconds 3600     # one of them, for an hour
     python -m embedded_model.train FOLDER --start src/tianquan/assets/embedded --stage heads
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m embedded_model.train FOLDER    # two cores
@@ -22,7 +22,7 @@ import torch
 from accelerate import PartialState
 
 from embedded_model.blueprint import write_blueprint
-from embedded_model.curriculum import STAGES, Stage
+from embedded_model.curriculum import SHIPPED, STAGES, Stage
 from embedded_model.grounding import GroundedObjective, ground
 from embedded_model.samples import SampleStream
 from embedded_model.towers import DenseHeads, DenseObjective, DenseSteps
@@ -153,14 +153,15 @@ def main() -> None:
     """Train a stage, or all of them."""
     parser = argparse.ArgumentParser(description="Train the embedded model.")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--stage", choices=STAGES, help="one stage; all in order by default")
+    parser.add_argument("--stage", choices=STAGES, help="one stage; all in order to the shipped one by default")
     parser.add_argument(
         "--start", type=Path, help="checkpoint that a new FOLDER begins with, instead of an untrained one"
     )
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop and save after this time")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw and speak")
     arguments = parser.parse_args()
-    for name in STAGES if arguments.stage is None else [arguments.stage]:
+    to_ship = list(STAGES)[: list(STAGES).index(SHIPPED) + 1]
+    for name in to_ship if arguments.stage is None else [arguments.stage]:
         done = train_stage(
             arguments.folder,
             name,

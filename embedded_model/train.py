@@ -1,6 +1,6 @@
 """Train the embedded model, stage after stage, in as many sittings as it takes.
 
-    python -m embedded_model.train FOLDER                                    # all stages of what is shipped, from nothing
+    python -m embedded_model.train FOLDER                                    # from nothing to what is shipped
     python -m embedded_model.train FOLDER --stage answers --seconds 3600     # one of them, for an hour
     python -m embedded_model.train FOLDER --start src/tianquan/assets/embedded --stage heads
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m embedded_model.train FOLDER    # two cores

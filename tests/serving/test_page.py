@@ -50,7 +50,7 @@ def say(page, text):
     page.press("Enter")
 
 
-def stream(text, **usage):
+def stream(text, timings=None, **usage):
     """What a server sends for an answer."""
     events = [
         {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]},
@@ -61,6 +61,8 @@ def stream(text, **usage):
         {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
         {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8, **usage}},
     ]
+    if timings is not None:
+        events[-1]["timings"] = timings
     return "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
 
 
@@ -458,6 +460,23 @@ def test_phone(page):
     page.wait("document.querySelector('#sidebar').getBoundingClientRect().left === 0")
     page.press("Escape")
     page.wait("getComputedStyle(document.querySelector('#sidebar')).visibility === 'hidden'")
+
+
+@needs_browser
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_counters_fit_on_a_phone_however_large(page, language):
+    numbers = {name: 987654.3 for name in ("queue_ms", "vision_ms", "audio_ms", "prompt_ms", "predicted_per_second")}
+    page.start(page.url, language=language)
+    page.answer_requests(CHAT, stream("fine", numbers, prompt_tokens_details={"cached_tokens": 1234567}))
+    page.resize(360, 640, is_phone=True)
+    page.load()
+    say(page, "hello")
+    page.click(".go")
+    page.wait(ANSWERED)
+    page.click(".message:last-child .counters summary")
+    edges = page.evaluate("[...document.querySelectorAll('.counters *')].map((n) => n.getBoundingClientRect().right)")
+    assert len(edges) > 20
+    assert max(edges) <= 360
 
 
 def test_sources_keep_their_promises():

@@ -104,6 +104,7 @@ class Film:
     rate: float  # frames a second
     question: str
     reply: str
+    other_end: tuple[str, str] | None = None  # of an ordered film: what came last if the question asks for the first
 
 
 def draw_film(kind: FilmKind, language: Language, rng: random.Random, noise: np.random.Generator) -> Film:
@@ -141,7 +142,10 @@ def _order(language: Language, rng: random.Random, noise: np.random.Generator) -
     end = rng.choice(("first", "last"))
     thing = scene.objects[0 if end == "first" else -1]
     reply = asks.both_words(thing.colour, thing.shape, language)
-    return _film(f"{kind}_{end}", scene, frames, thing, reply, language, rng, noise)
+    film = _film(f"{kind}_{end}", scene, frames, thing, reply, language, rng, noise)
+    other, end = (scene.objects[-1], "last") if end == "first" else (scene.objects[0], "first")
+    question = rng.choice(_QUESTIONS[f"{kind}_{end}"][language])
+    return replace(film, other_end=(question, asks.both_words(other.colour, other.shape, language)))
 
 
 def _colour_change(language: Language, rng: random.Random, noise: np.random.Generator) -> Film:

@@ -50,6 +50,7 @@ WEIGHTS: dict[str, float] = {
     "text": 3,
     "film_direction": 0,
     "film_order": 0,
+    "film_ends": 0,
     "film_colour": 0,
     "film_bounces": 0,
     "film_speech": 0,

@@ -431,6 +431,13 @@ def watch(studio: Studio, language: Language, kind: FilmKind) -> Draft:
     return Draft().ask(film.question, film.reply, film=film)
 
 
+def film_ends(studio: Studio, language: Language) -> Draft:
+    """What appears or disappears first and last, asked one after the other."""
+    film = draw_film("order", language, studio.rng, studio.noise)
+    assert film.other_end is not None, "an ordered film has two ends"
+    return Draft().ask(film.question, film.reply, film=film).ask(*film.other_end)
+
+
 def film_speech(studio: Studio, language: Language) -> Draft:
     """A film with a word spoken meanwhile: what is said, or what happens."""
     rng = studio.rng
@@ -484,6 +491,7 @@ TASKS: dict[str, Task] = {
     "text": text,
     "film_direction": partial(watch, kind="direction"),
     "film_order": partial(watch, kind="order"),
+    "film_ends": film_ends,
     "film_colour": partial(watch, kind="colour_change"),
     "film_bounces": partial(watch, kind="bounces"),
     "film_speech": film_speech,

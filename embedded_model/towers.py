@@ -1,10 +1,10 @@
-"""Dense pre-training of the two encoders: every patch names the shape, colour and character in it, every 40 ms of sound
-its phonemes and word.
+"""Dense training of the encoders: every patch names the shape, colour and character in it, every 40 ms of sound its
+phonemes and word, and, where the resampler is trained too, each of its queries the object in its cell of the picture.
 
 Trained from nothing on answers alone, a model of this size learns colours and stays at chance for shapes and counts for
 100,000 samples and more; an encoder that was made to see first does not. The heads are thrown away afterwards.
 
-Legend: P patches, F audio tokens (40 ms), C channels.
+Legend: P patches, F audio tokens (40 ms), Q queries, C channels.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ GRIDS = (
 ZOOMS = (1.0, 1.0, 1.0, 1.5, 2.0)  # how much larger than the slice a picture is drawn
 CROPPED = 0.5  # share of the pictures drawn at twice the size that are seen through a quarter, as slices are
 BACKGROUND_WEIGHT = 0.15  # most patches are background; 1 for the others
+EMPTY_CELL_WEIGHT = 0.5  # an object that two cells claim is counted twice
 SILENCE_WEIGHT = 0.5
 
 
@@ -65,6 +66,7 @@ class DenseItem:
     grid: tuple[int, int] = (0, 0)  # rows, columns
     clip: AudioInput | None = None
     targets: Targets = ()
+    cells: Targets = ()  # of the slice's queries
 
 
 class DenseLoss(NamedTuple):
@@ -78,7 +80,9 @@ class DenseLoss(NamedTuple):
 class DenseSteps:
     """Step s: `batch_size` numbered pictures or, in every `sound_every`-th step, sounds; shared between processes."""
 
-    def __init__(self, stream: SampleStream, batch_size: int, sound_every: int, max_objects: int, large: bool) -> None:
+    def __init__(
+        self, stream: SampleStream, batch_size: int, sound_every: int | None, max_objects: int, large: bool
+    ) -> None:
         self._stream = stream
         self._batch_size = batch_size
         self._sound_every = sound_every
@@ -89,7 +93,8 @@ class DenseSteps:
 
     def __getitem__(self, step: int) -> list[list[DenseItem]]:
         """Return one micro-batch."""
-        make = self._sound if step % self._sound_every == self._sound_every - 1 else self._picture
+        every = self._sound_every
+        make = self._sound if every is not None and step % every == every - 1 else self._picture
         return [[make(step * self._batch_size + n) for n in range(self._first, self._batch_size, self._every)]]
 
     def _picture(self, index: int) -> DenseItem:
@@ -107,7 +112,8 @@ class DenseSteps:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
         patches = patchify(np.asarray(image.convert("RGB")), PATCH_SIZE)
         targets = picture_targets(picture.labels, rows, cols, box)
-        return DenseItem(index=index, patches=patches, grid=(rows, cols), targets=targets)
+        cells = cell_targets(picture.labels, box)
+        return DenseItem(index=index, patches=patches, grid=(rows, cols), targets=targets, cells=cells)
 
     def _sound(self, index: int) -> DenseItem:
         sound = self._stream.sound(index)
@@ -134,7 +140,7 @@ class DenseHeads(nn.Module):
 
     def cell_loss(self, features: Tensor, targets: Targets) -> DenseLoss:
         """Return the loss of the resampler's queries (Q, C), each of which tells of one cell of the picture."""
-        return _dense_loss(features, self.cells, targets, BACKGROUND_WEIGHT)
+        return _dense_loss(features, self.cells, targets, EMPTY_CELL_WEIGHT)
 
     def sound_loss(self, features: Tensor, targets: Targets) -> DenseLoss:
         """Return the loss of audio tokens (F, C)."""
@@ -183,34 +189,47 @@ def cell_targets(labels: LabelMap, box: Box | None = None) -> Targets:
 
 
 class DenseObjective(Objective[DenseItem]):
-    """Mean cross-entropy of all heads, per patch or audio token."""
+    """Mean cross-entropy of all heads, per patch or audio token, and of pictures the same per query.
+
+    Args:
+        model: loaded through `tree`, on the torch backend.
+        tree: its weights.
+        heads: of the dense targets.
+        has_cells: whether the queries have targets too.
+    """
 
     output_layers = ("heads",)
 
-    def __init__(self, model: OmniModel, tree: ModuleTree, heads: DenseHeads) -> None:
+    def __init__(self, model: OmniModel, tree: ModuleTree, heads: DenseHeads, *, has_cells: bool = False) -> None:
         super().__init__()
         self.tree = tree
         self.heads = heads
-        self._encoders = (model.load_vision()[0], model.load_audio())
+        self._vision, self._resampler = model.load_vision()
+        self._audio = model.load_audio()
+        self._has_cells = has_cells
 
     def forward(self, items: Sequence[DenseItem]) -> StepLoss:
-        """See `Objective.forward`. A patch or token is right when every head is."""
-        vision, audio = self._encoders
+        """See `Objective.forward`. A patch, query or token is right when every head is."""
         targets = join_targets([item.targets for item in items])
+        correct = {}
         if items[0].patches is not None:
-            patches = [item.patches for item in items if item.patches is not None]
-            features = vision(patches, [item.grid for item in items])
-            loss, group = self.heads.picture_loss(features, targets), "patches"
+            grids = [item.grid for item in items]
+            features = self._vision([item.patches for item in items if item.patches is not None], grids)
+            loss = self.heads.picture_loss(features, targets)
+            correct["patches"] = (loss.num_right, loss.num_shown)
+            total = loss.total
+            if self._has_cells:
+                queries = self._resampler(features, grids).flatten(0, 1)  # (Q of all slices, C)
+                cells = self.heads.cell_loss(queries, join_targets([item.cells for item in items]))
+                correct["cells"] = (cells.num_right, cells.num_shown)
+                total = total + cells.total * (len(features) / len(queries))
         else:
             clips = [item.clip for item in items if item.clip is not None]
-            features = audio.encode(clips)[tokens_of(clips)]
-            loss, group = self.heads.sound_loss(features, targets), "frames"
-        return StepLoss(
-            total=loss.total,
-            num_terms=len(features),
-            num_tokens=len(features),
-            correct={group: (loss.num_right, loss.num_shown)},
-        )
+            features = self._audio.encode(clips)[tokens_of(clips)]
+            loss = self.heads.sound_loss(features, targets)
+            correct["frames"] = (loss.num_right, loss.num_shown)
+            total = loss.total
+        return StepLoss(total=total, num_terms=len(features), num_tokens=len(features), correct=correct)
 
     def num_terms(self, items: Sequence[DenseItem]) -> int:
         """See `Objective.num_terms`."""

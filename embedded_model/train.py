@@ -128,8 +128,11 @@ def train_stage(
     stream = SampleStream("train", seed=stage.plan.seed, weights=stage.weights, max_side=stage.max_side)
     bank = stream.bank()
     if stage.weights is None:
-        tree.set_trainable(["vision", "audio"])
-        dense = DenseObjective(model, tree, DenseHeads(model, len(bank.phoneme_class), len(bank.word_class)))
+        tree.set_trainable(stage.parts)
+        heads = DenseHeads(model, len(bank.phoneme_class), len(bank.word_class))
+        for before in stages_before if stage.inherits == ("",) else ():
+            load_stage_heads(heads, folder / before)
+        dense = DenseObjective(model, tree, heads, has_cells="resampler" in stage.parts)
         pictures = DenseSteps(stream, stage.batch_size, stage.sound_every, stage.max_objects, stage.large)
         return _train(folder / name, dense, pictures, stage.plan, seconds, num_workers)
     tree.set_trainable(stage.parts)

@@ -54,6 +54,14 @@ def test_merged_is_added_at_load(write, checkpoint_folder, tmp_path):
     assert not np.allclose(one, base)
 
 
+def test_merged_has_the_checkpoints_format(write, checkpoint_folder, tmp_path):
+    folder, _ = write()
+    merged = tmp_path / "merged"
+    assert command_line.run("merge", checkpoint_folder, folder, merged).returncode == 0
+    before, after = (open_checkpoint(path).files for path in (checkpoint_folder, merged))
+    assert {tensor.dtype for tensor in after.tensors.values()} == {tensor.dtype for tensor in before.tensors.values()}
+
+
 def test_only_the_adapted_tensors_change(write, checkpoint_folder, tmp_path):
     folder, _ = write()
     merged = tmp_path / "merged"
@@ -126,3 +134,4 @@ def test_low_bit_folders_take_no_adapter(write, checkpoint_folder, tmp_path):
     assert command_line.run("quantize", checkpoint_folder, low).returncode == 0
     result = command_line.run("chat", low, "hello", "--adapter", folder)
     command_line.assert_refused(result, "merge", "quantize")
+    command_line.assert_refused(command_line.run("merge", low, folder, tmp_path / "merged"), "low-bit", "original")

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from tianquan.checkpoint.loader import TensorFiles
 from tianquan.checkpoint.low_bit import COPIED_FILES
 from tianquan.checkpoint.names import StoredName, stored_name, stored_shape
 from tianquan.checkpoint.new_folder import check_new_folder, new_folder
@@ -30,6 +31,14 @@ Float32 = npt.NDArray[np.float32]
 
 MAX_SHARD_BYTES = 4_000_000_000  # as the original has them: two shards of 4 GB
 _STORED_DTYPES: dict[DenseFormat, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+def source_format(files: TensorFiles) -> DenseFormat:
+    """Return the widest format of a checkpoint's tensors: what is written is not narrower than what was read."""
+    dtypes = {tensor.dtype for tensor in files.tensors.values()}
+    if dtypes == {"BF16"}:
+        return "bfloat16"
+    return "float16" if dtypes == {"F16"} else "float32"
 
 
 class DenseWeights(Protocol):

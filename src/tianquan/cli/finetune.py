@@ -11,7 +11,7 @@ import typer
 
 from tianquan.cli import options
 from tianquan.cli.progress import WorkProgress
-from tianquan.errors import BackendError
+from tianquan.errors import BackendError, ParameterError
 
 if TYPE_CHECKING:
     from tianquan.training.finetune import Part
@@ -98,20 +98,26 @@ def merge(
     model: options.ModelArgument,
     adapter: Annotated[Path, typer.Argument(help="A LoRA adapter in peft's format.")],
     output: Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")],
-    format: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
+    format: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; the checkpoint's own by default.")
+    ] = None,
     revision: options.Revision = None,
 ) -> None:
     """Add an adapter to a checkpoint's weights and write a checkpoint of the official layout."""
     from tianquan.backends.reference import ReferenceOps
     from tianquan.checkpoint import find_folder, open_checkpoint
     from tianquan.checkpoint.adapter import Adapter
-    from tianquan.checkpoint.dense_folder import ReadWeights, save_dense
+    from tianquan.checkpoint.dense_folder import ReadWeights, save_dense, source_format
+    from tianquan.checkpoint.loader import TensorFiles
     from tianquan.quantization.dense import DenseFormat
     from tianquan.quantization.recipes import find_recipe
 
     formats: tuple[DenseFormat, ...] = ("float32", "bfloat16", "float16")
-    chosen = _one_of("format", format, formats)
+    named = None if format is None else _one_of("format", format, formats)
     checkpoint = open_checkpoint(find_folder(model, revision))
+    if not isinstance(checkpoint.files, TensorFiles):
+        raise ParameterError(f"{model}: is a low-bit folder; merging starts from the original checkpoint")
+    chosen = named or source_format(checkpoint.files)
     opened = Adapter.open(adapter, checkpoint.config)
     progress = options.LoadProgress("merging")
     try:
@@ -161,7 +167,6 @@ def _require_training() -> None:
 
 
 def _one_of(name: str, value: str, allowed: tuple[Choice, ...]) -> Choice:
-    from tianquan.errors import ParameterError
 
     for choice in allowed:
         if choice == value:

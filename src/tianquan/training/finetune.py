@@ -21,11 +21,10 @@ from accelerate import PartialState
 
 from tianquan.backends.torch import TorchOps
 from tianquan.checkpoint import Checkpoint, find_folder, open_checkpoint
-from tianquan.checkpoint.dense_folder import save_dense
+from tianquan.checkpoint.dense_folder import save_dense, source_format
 from tianquan.checkpoint.loader import TensorFiles
 from tianquan.errors import ParameterError
 from tianquan.models.omni_model import OmniModel
-from tianquan.quantization.dense import DenseFormat
 from tianquan.quantization.recipes import find_recipe
 from tianquan.training.adapters import LoraSettings, adapted_names, attach_lora, save_adapter
 from tianquan.training.dataset import OnBadRecord, RecordDataset, RecordSteps
@@ -197,7 +196,8 @@ class Finetuning:
             tree.set_trainable(prefixes)
 
             def save() -> None:
-                format: DenseFormat = _source_format(checkpoint)
+                assert isinstance(checkpoint.files, TensorFiles)
+                format = source_format(checkpoint.files)
                 save_dense(checkpoint.folder, checkpoint.config, tree, format, options.output / "model")
         else:
             torch.manual_seed(options.seed)  # of the factors' first values
@@ -244,15 +244,6 @@ def _check_output(output: Path) -> None:
     for name in ("adapter", "model"):
         if (output / name).exists():
             raise ParameterError(f"{output / name}: exists already; this run is finished, name another output")
-
-
-def _source_format(checkpoint: Checkpoint) -> DenseFormat:
-    """Return the widest format of the checkpoint's tensors: what is written is not narrower than what was read."""
-    assert isinstance(checkpoint.files, TensorFiles)
-    dtypes = {tensor.dtype for tensor in checkpoint.files.tensors.values()}
-    if dtypes == {"BF16"}:
-        return "bfloat16"
-    return "float16" if dtypes == {"F16"} else "float32"
 
 
 def with_defaults(options: FinetuneOptions) -> FinetuneOptions:

@@ -3,7 +3,7 @@
 Three tables, one command:
 
     ordinary tasks       held-out pictures of embedded_model, MODEL as it is
-    pages, screenshots   documents.py, a copy of MODEL that may cut a picture into nine slices, whatever MODEL is set to
+    pages, screenshots   documents.py, with as many slices as MODEL was made for, whatever it does unasked
     official size        the same pages for slices of 448 pixels, synthetic weights: time and tokens, no answers
 
 Each question is asked greedily of a cold cache, once for each value of the option, one value after the other for each
@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import shutil
 import statistics
 import tempfile
 import uuid
@@ -31,7 +30,6 @@ import documents
 from tianquan import LLM, __version__, load
 from tianquan.benchmark.run import machine_name
 from tianquan.benchmark.synthetic import write_synthetic_folder
-from tianquan.checkpoint import find_folder
 from tianquan.evaluation.metrics import is_exact
 from tianquan.quantization.recipes import find_recipe
 from tianquan.request import ImageDetail, ImagePolicy, MediaPolicy, SamplingParams
@@ -40,16 +38,17 @@ DETAILS: tuple[ImageDetail, ...] = get_args(ImageDetail)
 GREEDY = SamplingParams(temperature=0.0, max_tokens=64)
 FIRST_TOKEN = SamplingParams(temperature=0.0, max_tokens=1)
 TASKS = ("colour", "shape", "colour_shape", "count", "position", "read_digits", "read_text")
-MAX_SLICES = 9
 OFFICIAL_SLICE = 448
 
 Question = tuple[Any, str, str | None]  # picture, question, answer
 
 
-def ask(llm: LLM, question: Question, detail: ImageDetail, sampling: SamplingParams = GREEDY) -> dict[str, Any]:
+def ask(
+    llm: LLM, question: Question, detail: ImageDetail, sampling: SamplingParams = GREEDY, max_slices: int | None = None
+) -> dict[str, Any]:
     """Return how one question is answered; a salt of its own keeps what is cached from helping."""
     picture, text, expected = question
-    policy = MediaPolicy(image=ImagePolicy(image_detail=detail))
+    policy = MediaPolicy(image=ImagePolicy(image_detail=detail, max_slices=max_slices))
     prompt = llm.processor([{"role": "user", "content": {"text": text, "image": picture}}], policy)
     answer = llm.answer(prompt, sampling, salt=uuid.uuid4().hex)
     completion = next(piece.completion for piece in answer if piece.completion is not None)
@@ -60,14 +59,16 @@ def ask(llm: LLM, question: Question, detail: ImageDetail, sampling: SamplingPar
     }
 
 
-def measure(llm: LLM, questions: Iterable[Question], sampling: SamplingParams = GREEDY) -> dict[str, Any]:
-    """Return the row of one task."""
+def measure(
+    llm: LLM, questions: Iterable[Question], sampling: SamplingParams = GREEDY, max_slices: int | None = None
+) -> dict[str, Any]:
+    """Return the row of one task; `max_slices` None cuts pictures as the model does unasked."""
     rows: dict[str, list[dict[str, Any]]] = {detail: [] for detail in DETAILS}
     for n, question in enumerate(questions):
         if n == 0:
-            ask(llm, question, "full", FIRST_TOKEN)  # loads the tower
+            ask(llm, question, "full", FIRST_TOKEN, max_slices)  # loads the tower
         for detail in DETAILS[n % len(DETAILS) :] + DETAILS[: n % len(DETAILS)]:
-            rows[detail].append(ask(llm, question, detail, sampling))
+            rows[detail].append(ask(llm, question, detail, sampling, max_slices))
     return {"questions": len(rows["full"]), **{detail: summary(rows[detail], rows["full"]) for detail in DETAILS}}
 
 
@@ -97,15 +98,6 @@ def pages(kind: str, count: int, unit: int) -> Iterable[Question]:
     for n in range(count):
         page = documents.draw(kind, n, unit)
         yield page.image, page.question, page.answer
-
-
-def sliced_copy(model: str, folder: Path) -> Path:
-    """Copy a checkpoint and let its processor cut pictures into nine slices."""
-    shutil.copytree(find_folder(model, None), folder)
-    path = folder / "preprocessor_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**settings, "max_slice_nums": MAX_SLICES, "slice_mode": True}), encoding="utf-8")
-    return folder
 
 
 def official(folder: Path, count: int, threads: int | None) -> dict[str, Any]:
@@ -156,10 +148,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tianquan-bench-") as temporary:
         llm = load(arguments.model, precision=arguments.precision, threads=arguments.threads)
         report["ordinary"] = {task: measure(llm, ordinary(task, arguments.count)) for task in TASKS}
-        folder = str(sliced_copy(arguments.model, Path(temporary) / "sliced"))
-        llm = load(folder, precision=arguments.precision, threads=arguments.threads)
-        unit = llm.processor.settings.image.scale_resolution
-        report["pages"] = {kind: measure(llm, pages(kind, arguments.count, unit)) for kind in documents.PAGES}
+        settings = llm.processor.settings.image
+        unit, most = settings.scale_resolution, settings.max_slices
+        report["pages"] = {
+            kind: measure(llm, pages(kind, arguments.count, unit), max_slices=most) for kind in documents.PAGES
+        }
         del llm
         if arguments.official:
             report["official"] = official(Path(temporary) / "official", arguments.official, arguments.threads)
@@ -168,7 +161,7 @@ def main() -> None:
         "",
     ]
     lines += ["As the model is shipped:", "", *table(report["ordinary"], True)]
-    lines += ["", f"With up to {MAX_SLICES} slices:", "", *table(report["pages"], True)]
+    lines += ["", f"With up to {most} slices:", "", *table(report["pages"], True)]
     if "official" in report:
         lines += ["", "Official size, int4, synthetic weights:", "", *table(report["official"], False)]
     arguments.output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -27,7 +27,7 @@ def release(folder: Path, stage: str, output: Path) -> int:
         shutil.rmtree(made)
     save_dense(checkpoint.folder, checkpoint.config, tree, "float16", made)
     processor = json.loads((made / "preprocessor_config.json").read_text(encoding="utf-8"))
-    processor["max_slice_nums"] = STAGES[stage].max_slices
+    processor["slice_mode"] = STAGES[stage].max_slices > 1
     (made / "preprocessor_config.json").write_text(json.dumps(processor, indent=1) + "\n", encoding="utf-8")
     (made / "generation_config.json").write_text(json.dumps({"do_sample": False}) + "\n", encoding="utf-8")
     shutil.copyfile(CARD, made / "README.md")

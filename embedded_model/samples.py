@@ -35,6 +35,8 @@ WEIGHTS: dict[str, float] = {
     "relation": 3,
     "read_digits": 9,
     "read_text": 7,
+    "sheet_number": 0,
+    "sheet_shape": 0,
     "two_images": 5,
     "follow_up": 6,
     "find_by_shape": 0,

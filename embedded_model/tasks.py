@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from embedded_model.films import FILM_KINDS, Film, FilmKind, draw_film
 from embedded_model.fonts import Split
 from embedded_model.pictures import Picture, Scene, Wanted, draw_scene, plan_scene, sample_size
 from embedded_model.scene_plans import ZONES, scene_for
+from embedded_model.sheets import draw_sheet
 from embedded_model.speech import FRAME_SAMPLES, Clip, ClipBank, Span
 from embedded_model.words import sample_digits, sample_line
 from embedded_model.writing import draw_text
@@ -174,6 +175,24 @@ def read_text(studio: Studio, language: Language) -> Draft:
     lines = tuple(sample_line(rng, language, rng.choice((1, 1, 1, 2, 3))) for _ in range(num_lines))
     prompt = rng.choice(prompts.READ_TEXT[studio.prompt_language(language)])
     return Draft().ask(prompt, "\n".join(lines), (studio.write(lines),))
+
+
+def sheet_number(studio: Studio, language: Language) -> Draft:
+    """A number somewhere on a large sheet."""
+    rng = studio.rng
+    digits = sample_digits(rng)
+    thing = draw_text((digits,), (rng.randint(60, 104), rng.randint(34, 80)), studio.split, rng, studio.noise)
+    return Draft().ask(rng.choice(prompts.READ_DIGITS[language]), digits, (draw_sheet(thing, rng),))
+
+
+def sheet_shape(studio: Studio, language: Language) -> Draft:
+    """A shape somewhere on a large sheet."""
+    rng = studio.rng
+    wanted, side = replace(_any_thing(rng), radius=rng.uniform(0.3, 0.46)), rng.randint(32, 80)
+    scene = plan_scene([wanted], (side, side), rng)
+    text = wordings.word(Ask(kind="only_both"), language, rng)
+    reply = asks.both_words(wanted.colour, wanted.shape, language)
+    return Draft().ask(text, reply, (draw_sheet(studio.draw(scene), rng),))
 
 
 def two_images(studio: Studio, language: Language) -> Draft:
@@ -476,6 +495,8 @@ TASKS: dict[str, Task] = {
     "relation": partial(about_scene, kinds=("left_of", "right_of", "above", "below"), weights=(1, 1, 1, 1)),
     "read_digits": read_digits,
     "read_text": read_text,
+    "sheet_number": sheet_number,
+    "sheet_shape": sheet_shape,
     "two_images": two_images,
     "follow_up": follow_up,
     "find_by_shape": find_by_shape,
@@ -496,6 +517,7 @@ TASKS: dict[str, Task] = {
     "film_bounces": partial(watch, kind="bounces"),
     "film_speech": film_speech,
 }
+SHEET_TASKS = frozenset({"sheet_number", "sheet_shape"})  # need slices
 SPEECH_TASKS = frozenset(
     {
         *("transcribe", "spoken_digits", "spoken_question", "spoken_each", "spoken_interview", "spoken_chat"),

@@ -21,10 +21,11 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from embedded_model.blueprint import write_blueprint
+from embedded_model.blueprint import MAX_SLICES, write_blueprint
 from embedded_model.curriculum import SHIPPED, STAGES, Stage
 from embedded_model.grounding import GroundedObjective, ground
 from embedded_model.samples import SampleStream
+from embedded_model.tasks import SHEET_TASKS
 from embedded_model.towers import DenseHeads, DenseObjective, DenseSteps
 from tianquan.backends.torch import TorchOps
 from tianquan.checkpoint import Checkpoint, open_checkpoint
@@ -63,7 +64,8 @@ class SampleSteps:
         turns = tuple(parse_messages(sample.conversation))
         record = Record(turns, f"sample {index} ({sample.task})", {"task": sample.task})
         window = self._checkpoint.config.language.max_position_embeddings
-        policy = MediaPolicy(image=ImagePolicy(max_slices=self._stage.max_slices))
+        max_slices = MAX_SLICES if sample.task in SHEET_TASKS else self._stage.max_slices
+        policy = MediaPolicy(image=ImagePolicy(max_slices=max_slices))
         example = build_example(self._checkpoint.processor, record, policy, None, window)
         return ground(example, sample, self._stream.bank()) if self._stage.dense_share else example
 

@@ -23,7 +23,8 @@ FrameSampling = Literal["uniform", "rate", "scenes"]
 class ImagePolicy:
     """How finely pictures are looked at. None means the checkpoint's own setting.
 
-    max_slices: most slices beside the overview; 0 = the overview only.
+    max_slices: most slices beside the overview; 0 = the overview only. A checkpoint that shows pictures whole by itself
+        (`slice_mode` false) cuts them if this is given.
     max_image_tokens: most prompt tokens of one picture (a slice and the overview cost 64 each).
     image_detail: `full`: every slice, every token; `trim`: none that is blank or repeats another, and no more than the
         picture has detail for; `economy`: so, and the tokens of a slice merged to half. See docs/image-detail.md.

@@ -242,7 +242,9 @@ def test_policy_limits_the_slices():
         cut = slice_image(image, SETTINGS, ImagePolicy(max_image_tokens=tokens))
         assert len(cut.slices) == num_slices
     settings = ImageSettings(scale_resolution=448, patch_size=14, max_slices=9, slice_mode=False, tokens_per_slice=64)
-    assert slice_image(image, settings, ImagePolicy(max_slices=4)).grid == SliceGrid(0, 0)
+    assert slice_image(image, settings, ImagePolicy()).grid == SliceGrid(0, 0)
+    assert slice_image(image, settings, ImagePolicy(max_image_tokens=640)).grid == SliceGrid(0, 0)
+    assert len(slice_image(image, settings, ImagePolicy(max_slices=4)).slices) == 5
 
 
 @pytest.mark.parametrize(

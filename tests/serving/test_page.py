@@ -465,7 +465,7 @@ def test_phone(page):
 @needs_browser
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_counters_fit_on_a_phone_however_large(page, language):
-    numbers = {name: 987654.3 for name in ("queue_ms", "vision_ms", "audio_ms", "prompt_ms", "predicted_per_second")}
+    numbers = dict.fromkeys(("queue_ms", "vision_ms", "audio_ms", "prompt_ms", "predicted_per_second"), 987654.3)
     page.start(page.url, language=language)
     page.answer_requests(CHAT, stream("fine", numbers, prompt_tokens_details={"cached_tokens": 1234567}))
     page.resize(360, 640, is_phone=True)

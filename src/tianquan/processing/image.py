@@ -219,6 +219,8 @@ def _nearest_grid(ratio: float, num_slices: int, max_slices: int) -> tuple[int, 
 def slice_limit(settings: ImageSettings, policy: ImagePolicy) -> int:
     """Combine the checkpoint's settings and a user's policy into the most slices beside the overview.
 
+    A checkpoint whose `slice_mode` is off shows pictures whole unless slices are asked for, up to its own limit.
+
     Raises:
         ParameterError: negative or more slices than the checkpoint's, or too few tokens for an overview.
     """
@@ -229,7 +231,7 @@ def slice_limit(settings: ImageSettings, policy: ImagePolicy) -> int:
                 f"max_slices is {policy.max_slices}; expected 0 (overview only) to {settings.max_slices}, the "
                 "most this checkpoint was made for"
             )
-        limit = min(limit, policy.max_slices)
+        limit = policy.max_slices
     if policy.max_image_tokens is not None:
         if policy.max_image_tokens < settings.tokens_per_slice:
             raise ParameterError(

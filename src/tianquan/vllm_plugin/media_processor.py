@@ -168,9 +168,8 @@ class MegrezoProcessingInfo(BaseProcessingInfo):
     def get_mm_max_tokens_per_item(self, seq_len: int, mm_counts: Mapping[str, int]) -> Mapping[str, int]:
         """See vLLM: feature rows of the largest item of each kind."""
         image = self.folder.processor.settings.image
-        num_slices = image.max_slices if image.slice_mode else 0
         return {
-            "image": (1 + num_slices) * image.tokens_per_slice,
+            "image": (1 + image.max_slices) * image.tokens_per_slice,
             "audio": self.max_clips * self.max_clip_tokens,
         }
 

@@ -235,11 +235,20 @@ STAGES: dict[str, Stage] = {
         weights=None,
         sound_every=None,
     ),
+    # Of five objects two often have their middles in one cell: it tells of both.
+    "pairs": replace(
+        LATER,
+        plan=replace(FLOAT32, num_steps=420, learning_rate=8e-4, schedule="linear", warmup_steps=20, seed=24),
+        after=("settle", "relating", "counting", "rounding", "listening", "sharper"),
+        parts=("vision", "resampler"),
+        weights=None,
+        sound_every=None,
+    ),
     # What follows the encoders learns to read the sharper tokens where the answers were worst.
     "practice": replace(
         DRILL,
         plan=replace(FLOAT32, num_steps=160, learning_rate=1e-3, warmup_steps=20, seed=21),
-        after=("settle", "relating", "counting", "rounding", "listening", "sharper"),
+        after=("settle", "relating", "counting", "rounding", "listening", "sharper", "pairs"),
         parts=("language_model", "resampler", "audio.projection", "audio.begin_end"),
         weights={
             "count_each": 6,
@@ -256,13 +265,13 @@ STAGES: dict[str, Stage] = {
         DRILL,
         plan=replace(FLOAT32, num_steps=110, learning_rate=1e-3, warmup_steps=10, seed=22),
         batch_size=64,
-        after=("settle", "relating", "counting", "rounding", "listening", "sharper", "practice"),
+        after=("settle", "relating", "counting", "rounding", "listening", "sharper", "pairs", "practice"),
         weights={"film_ends": 4, "film_direction": 1, "film_bounces": 2},
     ),
     "polish": replace(
         LATER,
         plan=replace(FLOAT32, num_steps=260, schedule="linear", warmup_steps=10, seed=23),
-        after=("settle", "relating", "counting", "rounding", "listening", "sharper", "practice", "ends"),
+        after=("settle", "relating", "counting", "rounding", "listening", "sharper", "pairs", "practice", "ends"),
         weights={
             **INTERVIEWS,
             "interview": 20,

@@ -54,7 +54,8 @@ def ground(example: Example, sample: Sample, bank: ClipBank) -> GroundedExample:
         overview, *slices = image.slices
         patches.append(picture_targets(picture.labels, *_grid(overview)))
         cells.append(cell_targets(picture.labels))
-        for n, pixels in enumerate(slices):
+        kept = range(len(slices)) if image.is_kept is None else np.flatnonzero(image.is_kept).tolist()
+        for n, pixels in zip(kept, slices, strict=True):
             row, col = divmod(n, image.grid.cols)
             left, top = width * col / image.grid.cols, height * row / image.grid.rows
             box = (left, top, left + width / image.grid.cols, top + height / image.grid.rows)

@@ -29,12 +29,14 @@ class PatchLabels(NamedTuple):
 class CellLabels(NamedTuple):
     """Classes per cell of a coarse grid, each (rows, cols); 0 is background. Every object is in one cell only."""
 
-    shape: Classes  # of an object whose middle lies in the cell
+    shape: Classes  # of the object whose middle lies in the cell, the leftmost if there are several
     colour: Classes
     top_left: Classes  # characters of the cell's quarters
     top_right: Classes
     bottom_left: Classes
     bottom_right: Classes
+    second_shape: Classes  # of the next object whose middle lies there: of five objects two often share a cell
+    second_colour: Classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,15 +76,18 @@ class LabelMap:
         """Return what a `side` x `side` grid over `box` is to tell: objects whose middle lies there, letters."""
         height, width = self.index.shape
         left, top, right, bottom = box or (0.0, 0.0, float(width), float(height))
-        shape, colour = np.zeros((side, side), np.int64), np.zeros((side, side), np.int64)
-        for n, (x, y) in enumerate(self.centres, 1):
+        shape, colour = np.zeros((2, side, side), np.int64), np.zeros((2, side, side), np.int64)
+        for n, (x, y) in sorted(enumerate(self.centres, 1), key=lambda item: item[1]):
             row = int((y - top) / (bottom - top) * side)
             col = int((x - left) / (right - left) * side)
             if 0 <= row < side and 0 <= col < side:
-                shape[row, col], colour[row, col] = self.shapes[n], self.colours[n]
+                place = 1 if shape[0, row, col] else 0
+                if not shape[place, row, col]:
+                    shape[place, row, col], colour[place, row, col] = self.shapes[n], self.colours[n]
         letters = self.patches(2 * side, 2 * side, box).character
         quarters = letters.reshape(side, 2, side, 2).transpose(1, 3, 0, 2).reshape(4, side, side)
-        return CellLabels(shape, colour, *quarters)
+        first, second = zip(shape, colour, strict=True)
+        return CellLabels(*first, quarters[0], quarters[1], quarters[2], quarters[3], *second)
 
 
 def _classes(table: tuple[int, ...], index: npt.NDArray[np.uint8]) -> Classes:

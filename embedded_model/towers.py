@@ -131,7 +131,8 @@ class DenseHeads(nn.Module):
         sound_sizes = (1 + num_phonemes, 1 + num_phonemes, 1 + num_words)
         self.picture = _linears(model.config.vision.hidden_size, picture_sizes)
         self.sound = _linears(model.config.audio.output_size, sound_sizes)
-        cell_sizes = (1 + len(shapes.SHAPE_CLASS), 1 + len(colours.COLOUR_CLASS), *[characters] * 4)
+        things = picture_sizes[:2]
+        cell_sizes = (*things, *[characters] * 4, *things)
         self.cells = _linears(model.config.language.hidden_size, cell_sizes)
 
     def picture_loss(self, features: Tensor, targets: Targets) -> DenseLoss:

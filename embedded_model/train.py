@@ -64,8 +64,10 @@ class SampleSteps:
         turns = tuple(parse_messages(sample.conversation))
         record = Record(turns, f"sample {index} ({sample.task})", {"task": sample.task})
         window = self._checkpoint.config.language.max_position_embeddings
-        max_slices = MAX_SLICES if sample.task in SHEET_TASKS else self._stage.max_slices
-        policy = MediaPolicy(image=ImagePolicy(max_slices=max_slices))
+        image = ImagePolicy(max_slices=self._stage.max_slices)
+        if sample.task in SHEET_TASKS:
+            image = ImagePolicy(max_slices=MAX_SLICES, image_detail=("full", "trim")[index % 2])
+        policy = MediaPolicy(image=image)
         example = build_example(self._checkpoint.processor, record, policy, None, window)
         return ground(example, sample, self._stream.bank()) if self._stage.dense_share else example
 

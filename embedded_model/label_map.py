@@ -6,6 +6,7 @@ processor resizes and slices a picture before the model cuts it into 14x14 patch
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -65,8 +66,8 @@ class LabelMap:
         index = self.index[y[:, None], x[None]]  # (rows, cols)
         centre = np.zeros((rows, cols), np.int64)
         for centre_x, centre_y in self.centres:
-            row = int((centre_y - top) / (bottom - top) * rows)
-            col = int((centre_x - left) / (right - left) * cols)
+            row = math.floor((centre_y - top) / (bottom - top) * rows)
+            col = math.floor((centre_x - left) / (right - left) * cols)
             if 0 <= row < rows and 0 <= col < cols:
                 centre[row, col] = 1
         shape, colour, character = (_classes(table, index) for table in (self.shapes, self.colours, self.characters))
@@ -78,8 +79,8 @@ class LabelMap:
         left, top, right, bottom = box or (0.0, 0.0, float(width), float(height))
         shape, colour = np.zeros((2, side, side), np.int64), np.zeros((2, side, side), np.int64)
         for n, (x, y) in sorted(enumerate(self.centres, 1), key=lambda item: item[1]):
-            row = int((y - top) / (bottom - top) * side)
-            col = int((x - left) / (right - left) * side)
+            row = math.floor((y - top) / (bottom - top) * side)
+            col = math.floor((x - left) / (right - left) * side)
             if 0 <= row < side and 0 <= col < side:
                 place = 1 if shape[0, row, col] else 0
                 if not shape[place, row, col]:

@@ -20,8 +20,8 @@ class Stage:
 
     plan: TrainingPlan
     batch_size: int  # conversations, pictures or sounds of a micro-batch
-    after: tuple[str, ...]  # the stages whose weights it starts from, later ones over earlier
-    inherits: tuple[str, ...] = ("",)  # which of them: how their names begin
+    after: str | None  # the stage it goes on from; None: the blueprint
+    inherits: tuple[str, ...] = ("",)  # which weights of the stages before: how their names begin
     parts: tuple[str, ...] = ("language_model", "vision", "resampler", "audio")  # what is trained
     weights: Mapping[str, float] | None = None  # task shares; None = dense targets of the encoders
     max_side: int = 112  # pixels of the largest picture
@@ -100,7 +100,7 @@ INTERVIEWS = {
     "film_colour": 1,
     "film_bounces": 2,
 }
-WHOLE = Stage(plan=MUON, batch_size=96, after=("answers",), weights=COUNTING, max_side=448, max_slices=1)
+WHOLE = Stage(plan=MUON, batch_size=96, after="answers", weights=COUNTING, max_side=448, max_slices=1)
 # On the processor of these stages products are slower in bfloat16 than in float32.
 FLOAT32 = replace(MUON, precision="float32")
 LATER = replace(WHOLE, batch_size=128, weights=INTERVIEWS, dense_share=0.5)
@@ -111,76 +111,76 @@ STAGES: dict[str, Stage] = {
     "towers": Stage(
         plan=replace(MUON, optimizer="adamw", num_steps=923, warmup_steps=200, seed=1),
         batch_size=64,
-        after=(),
+        after=None,
         parts=("vision", "audio"),
     ),
     "shapes": Stage(
         plan=replace(MUON, num_steps=1426, learning_rate=3e-3, warmup_steps=20, seed=6),
         batch_size=64,
-        after=("towers",),
+        after="towers",
         inherits=("audio.",),
         parts=("vision", "audio"),
         sound_every=8,
         max_objects=2,
         large=True,
     ),
-    "answers": Stage(plan=replace(MUON, num_steps=761, seed=2), batch_size=96, after=("shapes",), weights=SEEING),
+    "answers": Stage(plan=replace(MUON, num_steps=761, seed=2), batch_size=96, after="shapes", weights=SEEING),
     "grounded": replace(WHOLE, plan=replace(MUON, num_steps=669, warmup_steps=30, seed=3), dense_share=0.5),
     # By then the encoders name what is there; what is made of it lags behind.
     "reader": replace(
         WHOLE,
         plan=replace(MUON, num_steps=482, warmup_steps=30, seed=5),
-        after=("grounded",),
+        after="grounded",
         parts=("language_model", "resampler", "audio.projection", "audio.begin_end"),
         weights={**COUNTING, "read_text": 1},
     ),
     "finish": replace(
         WHOLE,
         plan=replace(MUON, num_steps=400, schedule="linear", warmup_steps=20, seed=4),
-        after=("grounded", "reader"),
+        after="reader",
         dense_share=0.25,
     ),
     # The dense heads are not shipped: on the shipped model they are learned again before they may pull at the encoders.
     "heads": replace(
         WHOLE,
         plan=replace(MUON, num_steps=80, learning_rate=3e-3, warmup_steps=10, precision="float32", seed=8),
-        after=("finish",),
+        after="finish",
         parts=(),
         dense_share=1.0,
     ),
     "interviews": replace(
         LATER,
         plan=replace(FLOAT32, num_steps=274, learning_rate=5e-4, seed=9),
-        after=("heads",),
+        after="heads",
         dense_share=0.25,
     ),
     # Asked by colour the model found an object among four, asked by shape it did not: its tokens were to be clearer.
     "cells": replace(
         LATER,
         plan=replace(FLOAT32, num_steps=116, learning_rate=5e-4, seed=11),
-        after=("interviews",),
+        after="interviews",
     ),
     "finding": replace(
         LATER,
         plan=replace(FLOAT32, num_steps=180, learning_rate=9e-4, seed=12),
-        after=("cells",),
+        after="cells",
     ),
     "by_shape": replace(
         DRILL,
         plan=replace(FLOAT32, num_steps=121, learning_rate=1e-3, seed=13),
-        after=("finding",),
+        after="finding",
         weights={"find_by_shape": 1},
     ),
     "drill": replace(
         DRILL,
         plan=replace(FLOAT32, num_steps=95, learning_rate=1e-3, seed=14),
-        after=("finding", "by_shape"),
+        after="by_shape",
         weights={"find_by_shape": 3, "count_each": 6, "relate": 3},
     ),
     "settle": replace(
         LATER,
         plan=replace(FLOAT32, num_steps=400, schedule="linear", seed=10),
-        after=("finding", "drill"),
+        after="drill",
         weights={**INTERVIEWS, "interview": 26, "find_by_shape": 8, "relate": 5, "count_each": 14},
         dense_share=0.35,
     ),
@@ -188,21 +188,21 @@ STAGES: dict[str, Stage] = {
     "relating": replace(
         DRILL,
         plan=replace(FLOAT32, num_steps=120, learning_rate=1e-3, seed=15),
-        after=("heads", "settle"),
+        after="settle",
         weights={"relate": 1},
     ),
     # Of one colour or one shape among others the model counted 40 % right, of everything 79 %.
     "counting": replace(
         DRILL,
         plan=replace(FLOAT32, num_steps=160, learning_rate=1e-3, seed=16),
-        after=("settle", "relating"),
+        after="relating",
         weights={"count_each": 8, "relate": 1},
     ),
     # Everything again, as in "settle".
     "rounding": replace(
         LATER,
         plan=replace(FLOAT32, num_steps=230, schedule="linear", warmup_steps=10, seed=18),
-        after=("settle", "relating", "counting"),
+        after="counting",
         weights={
             **INTERVIEWS,
             "interview": 24,
@@ -221,7 +221,7 @@ STAGES: dict[str, Stage] = {
         DRILL,
         plan=replace(FLOAT32, num_steps=150, learning_rate=1e-3, warmup_steps=20, seed=19),
         batch_size=64,
-        after=("settle", "relating", "counting", "rounding"),
+        after="rounding",
         parts=("language_model", "resampler", "audio.projection", "audio.begin_end"),
         weights={"spoken_each": 1},
     ),
@@ -230,7 +230,7 @@ STAGES: dict[str, Stage] = {
     "sharper": replace(
         LATER,
         plan=replace(FLOAT32, num_steps=1000, schedule="linear", warmup_steps=20, seed=20),
-        after=("settle", "relating", "counting", "rounding", "listening"),
+        after="listening",
         parts=("vision", "resampler"),
         weights=None,
         sound_every=None,
@@ -239,7 +239,7 @@ STAGES: dict[str, Stage] = {
     "pairs": replace(
         LATER,
         plan=replace(FLOAT32, num_steps=420, learning_rate=8e-4, schedule="linear", warmup_steps=20, seed=24),
-        after=("settle", "relating", "counting", "rounding", "listening", "sharper"),
+        after="sharper",
         parts=("vision", "resampler"),
         weights=None,
         sound_every=None,
@@ -248,7 +248,7 @@ STAGES: dict[str, Stage] = {
     "practice": replace(
         DRILL,
         plan=replace(FLOAT32, num_steps=160, learning_rate=1e-3, warmup_steps=20, seed=21),
-        after=("settle", "relating", "counting", "rounding", "listening", "sharper", "pairs"),
+        after="pairs",
         parts=("language_model", "resampler", "audio.projection", "audio.begin_end"),
         weights={
             "count_each": 6,
@@ -265,13 +265,13 @@ STAGES: dict[str, Stage] = {
         DRILL,
         plan=replace(FLOAT32, num_steps=110, learning_rate=1e-3, warmup_steps=10, seed=22),
         batch_size=64,
-        after=("settle", "relating", "counting", "rounding", "listening", "sharper", "pairs", "practice"),
+        after="practice",
         weights={"film_ends": 4, "film_direction": 1, "film_bounces": 2},
     ),
     "polish": replace(
         LATER,
         plan=replace(FLOAT32, num_steps=260, schedule="linear", warmup_steps=10, seed=23),
-        after=("settle", "relating", "counting", "rounding", "listening", "sharper", "pairs", "practice", "ends"),
+        after="ends",
         weights={
             **INTERVIEWS,
             "interview": 20,
@@ -292,3 +292,9 @@ STAGES: dict[str, Stage] = {
         dense_share=0.35,
     ),
 }
+
+
+def stages_before(name: str) -> tuple[str, ...]:
+    """Return the stages whose weights a stage starts from, the first one first: each saves what it trained alone."""
+    before = STAGES[name].after
+    return () if before is None else (*stages_before(before), before)

@@ -10,9 +10,10 @@ import json
 import shutil
 from pathlib import Path
 
-from embedded_model.curriculum import STAGES
-from embedded_model.train import load_stage_weights, load_tree
+from embedded_model.curriculum import STAGES, stages_before
+from embedded_model.train import load_stage_weights, load_tree, trained_stages
 from tianquan.checkpoint.dense_folder import save_dense
+from tianquan.errors import ParameterError
 
 CARD = Path(__file__).parent / "card.md"
 
@@ -20,7 +21,10 @@ CARD = Path(__file__).parent / "card.md"
 def release(folder: Path, stage: str, output: Path) -> int:
     """Write the checkpoint of a stage to `output`, in place of what is there; return its size in bytes."""
     checkpoint, _, tree = load_tree(folder / "blueprint")
-    for name in (*STAGES[stage].after, stage):  # a stage saves only what it trained
+    names = trained_stages(folder, (*stages_before(stage), stage), has_start=True)
+    if stage not in names:
+        raise ParameterError(f"{folder}: has no stage {stage}; train it first")
+    for name in names:  # a stage saves only what it trained
         load_stage_weights(tree, folder / name)
     made = output.with_name(f"{output.name}.new")
     if made.exists():

@@ -16,13 +16,14 @@ from __future__ import annotations
 import argparse
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 
 from embedded_model.blueprint import MAX_SLICES, write_blueprint
-from embedded_model.curriculum import SHIPPED, STAGES, Stage
+from embedded_model.curriculum import SHIPPED, STAGES, Stage, stages_before
 from embedded_model.grounding import GroundedObjective, ground
 from embedded_model.samples import SampleStream
 from embedded_model.tasks import SHEET_TASKS
@@ -83,6 +84,27 @@ def load_tree(folder: Path) -> tuple[Checkpoint, OmniModel, ModuleTree]:
     return checkpoint, model, tree
 
 
+def trained_stages(folder: Path, names: Sequence[str], has_start: bool) -> list[str]:
+    """Return those of successive stages that are in the folder, the first one first.
+
+    Args:
+        folder: of all stages.
+        names: the stages wanted.
+        has_start: whether the folder began with a checkpoint, so that the first ones may be missing.
+
+    Raises:
+        ParameterError: one is missing that the weights need.
+    """
+    there = [name for name in names if saved_states(folder / name)]
+    needed = names[names.index(there[0]) :] if has_start and there else () if has_start else names
+    missing = [name for name in needed if name not in there]
+    if missing:
+        raise ParameterError(
+            f"{folder}: has no stage {', '.join(missing)}, which later ones go on from; train it first"
+        )
+    return there
+
+
 def load_stage_weights(tree: ModuleTree, run: Path, inherits: tuple[str, ...] = ("",)) -> None:
     """Put the weights a stage ended with into the tree; parts it did not train stay."""
     state = load_state(saved_states(run)[-1], None)
@@ -122,19 +144,15 @@ def train_stage(
         else:
             shutil.copytree(start, folder / "blueprint")
     checkpoint, model, tree = load_tree(folder / "blueprint")
-    stages_before = [before for before in stage.after if start is None or saved_states(folder / before)]
-    for before in stages_before:
-        if not saved_states(folder / before):
-            raise ParameterError(
-                f"stage {name} goes on from stage {before}, which is not in {folder}; train that first"
-            )
+    befores = trained_stages(folder, stages_before(name), start is not None)
+    for before in befores:
         load_stage_weights(tree, folder / before, stage.inherits)
     stream = SampleStream("train", seed=stage.plan.seed, weights=stage.weights, max_side=stage.max_side)
     bank = stream.bank()
     if stage.weights is None:
         tree.set_trainable(stage.parts)
         heads = DenseHeads(model, len(bank.phoneme_class), len(bank.word_class))
-        for before in stages_before if stage.inherits == ("",) else ():
+        for before in befores if stage.inherits == ("",) else ():
             load_stage_heads(heads, folder / before)
         dense = DenseObjective(model, tree, heads, has_cells="resampler" in stage.parts)
         pictures = DenseSteps(stream, stage.batch_size, stage.sound_every, stage.max_objects, stage.large)
@@ -143,7 +161,7 @@ def train_stage(
     objective = AnswerObjective(model, tree)
     if stage.dense_share:
         heads = DenseHeads(model, len(bank.phoneme_class), len(bank.word_class))
-        for before in stages_before:
+        for before in befores:
             load_stage_heads(heads, folder / before)
         objective = GroundedObjective(model, tree, heads, stage.dense_share)
     steps = SampleSteps(stream, checkpoint, stage)

@@ -1,0 +1,44 @@
+"""Which stages of the embedded model's training a folder has, and what is said where one is missing."""
+
+from __future__ import annotations
+
+import pytest
+from embedded_model.curriculum import stages_before
+from embedded_model.release import release
+from embedded_model.train import trained_stages
+
+from tianquan.errors import ParameterError
+
+NAMES = stages_before("finish")
+
+
+def with_stages(folder, names):
+    for name in names:
+        (folder / name / "state-00000001").mkdir(parents=True)
+    return folder
+
+
+def test_all_stages_before_are_needed_from_nothing(tmp_path):
+    folder = with_stages(tmp_path, NAMES)
+    assert trained_stages(folder, NAMES, has_start=False) == list(NAMES)
+    (folder / NAMES[0] / "state-00000001").rmdir()
+    with pytest.raises(ParameterError, match=NAMES[0]):
+        trained_stages(folder, NAMES, has_start=False)
+
+
+def test_after_a_start_the_first_stages_may_be_missing_and_no_others(tmp_path):
+    assert trained_stages(tmp_path, NAMES, has_start=True) == []
+    folder = with_stages(tmp_path, NAMES[2:])
+    assert trained_stages(folder, NAMES, has_start=True) == list(NAMES[2:])
+    (folder / NAMES[3] / "state-00000001").rmdir()
+    with pytest.raises(ParameterError, match=NAMES[3]):
+        trained_stages(folder, NAMES, has_start=True)
+
+
+def test_a_stage_that_was_not_trained_is_not_released(tmp_path):
+    from embedded_model.blueprint import write_blueprint
+
+    write_blueprint(tmp_path / "blueprint")
+    with pytest.raises(ParameterError, match="finish"):
+        release(tmp_path, "finish", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

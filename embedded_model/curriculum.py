@@ -263,22 +263,31 @@ STAGES: dict[str, Stage] = {
     ),
     "ends": replace(
         DRILL,
-        plan=replace(FLOAT32, num_steps=110, learning_rate=1e-3, warmup_steps=10, seed=22),
+        plan=replace(FLOAT32, num_steps=170, learning_rate=1e-3, warmup_steps=10, seed=22),
         batch_size=64,
         after="practice",
         weights={"film_ends": 4, "film_direction": 1, "film_bounces": 2},
     ),
+    # It counted everything and answered with that, or with one, whatever was asked for. Of several groups in one picture
+    # neither is right.
+    "groups": replace(
+        DRILL,
+        plan=replace(FLOAT32, num_steps=130, learning_rate=1e-3, warmup_steps=10, seed=25),
+        after="ends",
+        weights={"count_groups": 1},
+    ),
     "polish": replace(
         LATER,
         plan=replace(FLOAT32, num_steps=260, schedule="linear", warmup_steps=10, seed=23),
-        after="ends",
+        after="groups",
         weights={
             **INTERVIEWS,
             "interview": 20,
             "find_by_shape": 4,
-            "relate": 3,
+            "relate": 2,
             "count": 6,
-            "count_each": 14,
+            "count_each": 8,
+            "count_groups": 12,
             "spoken_interview": 8,
             "spoken_question": 6,
             "spoken_each": 6,

@@ -42,6 +42,7 @@ WEIGHTS: dict[str, float] = {
     "find_by_shape": 0,
     "relate": 0,
     "count_each": 0,
+    "count_groups": 0,
     "interview": 0,  # of a later stage
     "transcribe": 12,
     "spoken_digits": 4,

@@ -30,6 +30,7 @@ OTHER_LANGUAGE = 0.12  # share of reading and transcription prompts in the other
 TWO_PICTURES_SIDE = 224  # pixels: two pictures make twice the features
 COUNT_KINDS: tuple[AskKind, ...] = ("count_all", "count_shape", "count_colour", "count_both")
 RELATION_KINDS: tuple[AskKind, ...] = ("left_of", "right_of", "above", "below")
+GROUP_SIZES = ((4, 4), (4, 4), (3, 3, 3))  # most things of each group
 SIZE_KINDS: tuple[AskKind, ...] = ("bigger_shape", "smaller_shape")
 MOST_ASKED = 8  # questions of one scene
 MOST_SPOKEN = 4  # spoken ones, of
@@ -357,6 +358,30 @@ def count_each(studio: Studio, language: Language) -> Draft:
     return _ask_all(studio, language, scene, rng.sample(kept, len(kept)))
 
 
+def count_groups(studio: Studio, language: Language) -> Draft:
+    """Two or three groups of one colour, or of one shape, each counted: how many there are in all does not tell."""
+    rng = studio.rng
+    by_colour = rng.random() < 0.5
+    sizes = [rng.randint(1, most) for most in rng.choice(GROUP_SIZES)]
+    names = rng.sample(colours.COLOUR_NAMES if by_colour else shapes.SHAPE_NAMES, len(sizes) + 1)
+    alike = _any_thing(rng) if rng.random() < 0.4 else None  # in what is not asked for
+    large = rng.uniform(0.2, 0.38) / sum(sizes) ** 0.5
+    wanted = []
+    for name, size in zip(names, sizes, strict=False):
+        for _ in range(size):
+            other = alike or _any_thing(rng)
+            shape, colour = (other.shape, name) if by_colour else (name, other.colour)
+            wanted.append(Wanted(shape=shape, colour=colour, radius=large * rng.uniform(0.8, 1.1)))
+    scene = plan_scene(wanted, studio.size(), rng)
+    asked = names if rng.random() < 0.3 else names[:-1]  # the last is not there
+    questions = [
+        Ask(kind="count_colour", colour=name) if by_colour else Ask(kind="count_shape", shape=name) for name in asked
+    ]
+    if rng.random() < 0.3:
+        questions.append(Ask(kind="count_all"))
+    return _ask_all(studio, language, scene, rng.sample(questions, len(questions)))
+
+
 def _ask_more(studio: Studio, language: Language, draft: Draft, scene: Scene, num_turns: int) -> Draft:
     """Add up to `num_turns` other questions about the scene, as far as it answers them."""
     rng = studio.rng
@@ -502,6 +527,7 @@ TASKS: dict[str, Task] = {
     "find_by_shape": find_by_shape,
     "relate": relate,
     "count_each": count_each,
+    "count_groups": count_groups,
     "interview": interview,
     "transcribe": transcribe,
     "spoken_digits": spoken_digits,

@@ -106,7 +106,7 @@ FLOAT32 = replace(MUON, precision="float32")
 LATER = replace(WHOLE, batch_size=128, weights=INTERVIEWS, dense_share=0.5)
 # Nothing but one kind of question, for what follows the encoders.
 DRILL = replace(LATER, parts=("language_model", "resampler"), dense_share=0.0)
-SHIPPED = "settle"  # the stage whose weights the package has; those after it are on the way to the next
+SHIPPED = "polish"  # the stage whose weights the package has
 STAGES: dict[str, Stage] = {
     "towers": Stage(
         plan=replace(MUON, optimizer="adamw", num_steps=923, warmup_steps=200, seed=1),
@@ -184,7 +184,7 @@ STAGES: dict[str, Stage] = {
         weights={**INTERVIEWS, "interview": 26, "find_by_shape": 8, "relate": 5, "count_each": 14},
         dense_share=0.35,
     ),
-    # From here on trained, not shipped yet (docs/embedded-model.md). Left of, above: at chance, and slow to move.
+    # Left of, above: at chance, and slow to move.
     "relating": replace(
         DRILL,
         plan=replace(FLOAT32, num_steps=120, learning_rate=1e-3, seed=15),
@@ -216,7 +216,7 @@ STAGES: dict[str, Stage] = {
         },
         dense_share=0.35,
     ),
-    # It writes a spoken question down without a fault, and answers another one. Begun: 82 of the steps were made.
+    # It writes a spoken question down without a fault, and answers another one.
     "listening": replace(
         DRILL,
         plan=replace(FLOAT32, num_steps=150, learning_rate=1e-3, warmup_steps=20, seed=19),
@@ -268,11 +268,11 @@ STAGES: dict[str, Stage] = {
         after="practice",
         weights={"film_ends": 4, "film_direction": 1, "film_bounces": 2},
     ),
-    # It counted everything and answered with that, or with one, whatever was asked for. Of several groups in one picture
+    # It counted everything and answered with that, or with one, whatever was asked for: of several groups in a picture
     # neither is right.
     "groups": replace(
         DRILL,
-        plan=replace(FLOAT32, num_steps=130, learning_rate=1e-3, warmup_steps=10, seed=25),
+        plan=replace(FLOAT32, num_steps=260, learning_rate=1e-3, warmup_steps=10, seed=25),
         after="ends",
         weights={"count_groups": 1},
     ),

@@ -90,14 +90,13 @@ def trained_stages(folder: Path, names: Sequence[str], has_start: bool) -> list[
     Args:
         folder: of all stages.
         names: the stages wanted.
-        has_start: whether the folder began with a checkpoint, so that the first ones may be missing.
+        has_start: whether the folder began with a checkpoint that has what missing ones gave.
 
     Raises:
         ParameterError: one is missing that the weights need.
     """
     there = [name for name in names if saved_states(folder / name)]
-    needed = names[names.index(there[0]) :] if has_start and there else () if has_start else names
-    missing = [name for name in needed if name not in there]
+    missing = [] if has_start else [name for name in names if name not in there]
     if missing:
         raise ParameterError(
             f"{folder}: has no stage {', '.join(missing)}, which later ones go on from; train it first"

@@ -300,6 +300,37 @@ STAGES: dict[str, Stage] = {
         },
         dense_share=0.35,
     ),
+    # Small talk and transcripts had been forgotten in the drills, and had too small a share to come back.
+    "recall": replace(
+        LATER,
+        plan=replace(FLOAT32, num_steps=150, learning_rate=6e-4, schedule="linear", warmup_steps=10, seed=26),
+        after="polish",
+        weights={
+            "text": 14,
+            "spoken_chat": 12,
+            "transcribe": 20,
+            "spoken_digits": 7,
+            "spoken_question": 9,
+            "spoken_interview": 5,
+            "read_digits": 16,
+            "interview": 16,
+            "count": 5,
+            "count_each": 6,
+            "count_groups": 4,
+            "colour_shape": 2,
+            "describe": 2,
+            "compare": 2,
+            "relation": 2,
+            "two_images": 3,
+            "follow_up": 3,
+            "film_direction": 2,
+            "film_ends": 4,
+            "film_colour": 1,
+            "film_bounces": 3,
+            "sheet_number": 2,
+        },
+        dense_share=0.35,
+    ),
 }
 
 

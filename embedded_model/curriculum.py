@@ -106,7 +106,7 @@ FLOAT32 = replace(MUON, precision="float32")
 LATER = replace(WHOLE, batch_size=128, weights=INTERVIEWS, dense_share=0.5)
 # Nothing but one kind of question, for what follows the encoders.
 DRILL = replace(LATER, parts=("language_model", "resampler"), dense_share=0.0)
-SHIPPED = "polish"  # the stage whose weights the package has
+SHIPPED = "recall"  # the stage whose weights the package has
 STAGES: dict[str, Stage] = {
     "towers": Stage(
         plan=replace(MUON, optimizer="adamw", num_steps=923, warmup_steps=200, seed=1),

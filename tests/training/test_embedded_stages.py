@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from embedded_model.curriculum import stages_before
 from embedded_model.release import release
 from embedded_model.train import trained_stages
 
+from tianquan.checkpoint import find_folder
 from tianquan.errors import ParameterError
 
 NAMES = stages_before("finish")
@@ -33,9 +36,7 @@ def test_after_a_start_stages_may_be_missing(tmp_path):
 
 
 def test_a_stage_that_was_not_trained_is_not_released(tmp_path):
-    from embedded_model.blueprint import write_blueprint
-
-    write_blueprint(tmp_path / "blueprint")
+    shutil.copytree(find_folder("embedded", None), tmp_path / "blueprint")
     with pytest.raises(ParameterError, match="finish"):
         release(tmp_path, "finish", tmp_path / "out")
     assert not (tmp_path / "out").exists()

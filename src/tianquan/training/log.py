@@ -151,8 +151,8 @@ def plot_loss(run: Path) -> Path | None:
     if answered:
         right = axes.twinx()
         right.plot(*zip(*answered, strict=True), color="tab:orange", label="right answers")
-        right.set(ylabel="right answers, %", ylim=(0, 100))
-    figure.legend(loc="upper center", ncols=2)
+        right.set(ylabel="right answers, %", ylim=(0, 102))
+    figure.legend(loc="outside upper center", ncols=2)
     figure.savefig(run / "loss.png", dpi=120)
     return run / "loss.png"
 

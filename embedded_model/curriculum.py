@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from embedded_model import scene_plans
 from embedded_model.blueprint import MAX_SLICES
-from embedded_model.samples import WEIGHTS
+from embedded_model.samples import DENSE_TEXT_SHARE, WEIGHTS
 from tianquan.training.plan import TrainingPlan
 
 
@@ -29,7 +29,9 @@ class Stage:
     sound_every: int | None = 2  # of a dense stage: which steps are sounds
     max_objects: int = scene_plans.MAX_OBJECTS  # of a dense stage's pictures
     large: bool = False  # whether its objects are large
+    text_share: float = DENSE_TEXT_SHARE  # of its pictures that are digits or text
     dense_share: float = 0.0  # of a stage of answers: weight of the dense loss beside that of the answers
+    num_layers: int = 4  # of the language model; the first stage with more begins with layers that change nothing
 
 
 # Long answers about a whole picture teach more than one word does; reading and listening take longest to learn.
@@ -106,6 +108,7 @@ FLOAT32 = replace(MUON, precision="float32")
 LATER = replace(WHOLE, batch_size=128, weights=INTERVIEWS, dense_share=0.5)
 # Nothing but one kind of question, for what follows the encoders.
 DRILL = replace(LATER, parts=("language_model", "resampler"), dense_share=0.0)
+DEEPER = replace(LATER, num_layers=6)
 SHIPPED = "recall"  # the stage whose weights the package has
 STAGES: dict[str, Stage] = {
     "towers": Stage(
@@ -330,6 +333,37 @@ STAGES: dict[str, Stage] = {
             "sheet_number": 2,
         },
         dense_share=0.35,
+    ),
+    # The patches of "sharper" were still getting better when it ended; more digits, and sounds in every eighth step.
+    "sharpest": replace(
+        LATER,
+        plan=replace(FLOAT32, num_steps=1200, schedule="linear", warmup_steps=20, seed=27),
+        after="recall",
+        parts=("vision", "resampler", "audio"),
+        weights=None,
+        sound_every=8,
+        text_share=0.5,
+    ),
+    # To count some things among others, or how often a ball turns, is several steps: find, compare, add up. Four layers
+    # were few for that.
+    "deeper": replace(
+        DEEPER,
+        plan=replace(FLOAT32, num_steps=500, learning_rate=1e-3, warmup_steps=20, seed=28),
+        after="sharpest",
+        parts=("language_model", "resampler", "audio.projection", "audio.begin_end"),
+        weights={
+            "film_moments": 8,
+            "film_bounces": 2,
+            "count_groups": 8,
+            "count_each": 3,
+            "relate": 4,
+            "spoken_each": 5,
+            "read_digits": 5,
+            "two_images": 3,
+            "interview": 3,
+            "sheet_number": 1,
+        },
+        dense_share=0.0,
     ),
 }
 

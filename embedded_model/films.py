@@ -32,6 +32,7 @@ RATES = (1.0, 2.0, 4.0)  # frames a second
 RATE_OF_MANY = 4.0
 MAX_BOUNCES = 4
 STAGED_SHARE = 0.35  # of bouncing films: a frame on the ground for each bounce
+NEAR_GROUND = 0.13  # share of an arc, before and after a contact
 FRAMES_PER_ARC = (2.6, 6.0)  # fewer frames of a bounce would not show it
 
 FilmKind = Literal["direction", "order", "colour_change", "bounces"]
@@ -104,7 +105,11 @@ class Film:
     rate: float  # frames a second
     question: str
     reply: str
+    scene: Scene
+    shown: tuple[tuple[Object, ...], ...]  # frame by frame
+    asked: Object
     other_end: tuple[str, str] | None = None  # of an ordered film: what came last if the question asks for the first
+    bounced: tuple[int | None, ...] = ()  # of a bouncing one: how often until each frame, None while it happens
 
 
 def draw_film(kind: FilmKind, language: Language, rng: random.Random, noise: np.random.Generator) -> Film:
@@ -169,7 +174,7 @@ def _bounces(language: Language, rng: random.Random, noise: np.random.Generator)
     scene = plan_scene([_thing(rng, radius=radius)], (SIDE, SIDE), rng)
     ball = scene.objects[0]
     ground = rng.uniform(0.84, 0.92)
-    heights = (_staged_heights if rng.random() < STAGED_SHARE else _arc_heights)(bounces, rng)
+    heights, bounced = (_staged_heights if rng.random() < STAGED_SHARE else _arc_heights)(bounces, rng)
     start, stop = rng.sample((radius, 1 - radius), 2) if rng.random() < 0.6 else (0.5, 0.5)
     frames = []
     for n, height in enumerate(heights):
@@ -177,29 +182,40 @@ def _bounces(language: Language, rng: random.Random, noise: np.random.Generator)
         y = ground - radius - height * (ground - 2 * radius)
         frames.append([replace(ball, x=x * SIDE, y=y * SIDE)])
     line = ground if rng.random() < 0.7 else None
-    return _film("bounces", scene, frames, ball, str(bounces), language, rng, noise, ground=line)
+    film = _film("bounces", scene, frames, ball, str(bounces), language, rng, noise, ground=line)
+    return replace(film, bounced=tuple(bounced))
 
 
-def _staged_heights(bounces: int, rng: random.Random) -> list[float]:
-    """Return a height from 0 to 1 for each frame: on the ground once for each bounce, anywhere in the air between."""
+def _staged_heights(bounces: int, rng: random.Random) -> tuple[list[float], list[int | None]]:
+    """Return a height from 0 to 1 for each frame: on the ground once for each bounce, anywhere in the air between.
+
+    And how often it has bounced by then.
+    """
     count = rng.randint(max(NUM_FRAMES[0], 2 * bounces), NUM_FRAMES[1])
     # Frames on the ground have one in the air before and between them, so that each contact is one bounce.
     slack = rng.sample(range(count - bounces), bounces)
     contacts = {1 + n + at for n, at in enumerate(sorted(slack))}
-    return [0.0 if n in contacts else rng.uniform(0.45, 1.0) for n in range(count)]
+    heights = [0.0 if n in contacts else rng.uniform(0.45, 1.0) for n in range(count)]
+    return heights, [sum(contact <= n for contact in contacts) for n in range(count)]
 
 
-def _arc_heights(bounces: int, rng: random.Random) -> list[float]:
-    """Return heights of a ball that is let fall, or thrown up, and looked at in even steps; it may lose height."""
+def _arc_heights(bounces: int, rng: random.Random) -> tuple[list[float], list[int | None]]:
+    """Return heights of a ball that is let fall, or thrown up, and looked at in even steps; it may lose height.
+
+    And how often it has bounced by then, None where it is near the ground.
+    """
     count = max(NUM_FRAMES[0], min(MANY_FRAMES[1], round(bounces * rng.uniform(*FRAMES_PER_ARC)) + 1))
     is_thrown = rng.random() < 0.4  # it begins on the ground and comes back to it `bounces` times
     kept = rng.choice((1.0, 1.0, rng.uniform(0.65, 0.95)))  # of the height, at each bounce
     top, sharpness = rng.uniform(0.7, 1.0), rng.choice((1.0, 1.0, 2.0))  # |sin|, or sin^2, which is slow at the ground
-    heights = []
+    heights: list[float] = []
+    bounced: list[int | None] = []
     for n in range(count):
         turns = bounces * n / (count - 1) + (0.0 if is_thrown else 0.5)  # whole where it is on the ground
         heights.append(top * kept ** math.floor(turns) * abs(math.sin(math.pi * turns)) ** sharpness)
-    return heights
+        is_clear = NEAR_GROUND < turns % 1 < 1 - NEAR_GROUND
+        bounced.append(math.floor(turns) if is_clear else None)
+    return heights, bounced
 
 
 def _num_frames(rng: random.Random) -> int:
@@ -234,7 +250,10 @@ def _film(
         shape=asks.shape_word(asked.shape, language), colour=asks.colour_word(asked.colour, language)
     )
     rate = rng.choice(RATES) if len(drawn) <= NUM_FRAMES[1] else RATE_OF_MANY
-    return Film(frames=np.stack(drawn), rate=rate, question=question, reply=reply)
+    shown = tuple(tuple(objects) for objects in frames)
+    return Film(
+        frames=np.stack(drawn), rate=rate, question=question, reply=reply, scene=scene, shown=shown, asked=asked
+    )
 
 
 def _thing(rng: random.Random, place: tuple[float, float] | None = None, radius: float | None = None) -> Wanted:

@@ -37,6 +37,11 @@ class Wanted:
     radius: float | None = None  # as a share of the shorter side
 
 
+def any_thing(rng: random.Random) -> Wanted:
+    """Return a wish for any shape of any colour."""
+    return Wanted(shape=rng.choice(shapes.SHAPE_NAMES), colour=rng.choice(colours.COLOUR_NAMES))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Object:
     """One drawn shape. Pixels of the canvas; `points` is its outline around the centre."""

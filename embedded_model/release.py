@@ -10,22 +10,21 @@ import json
 import shutil
 from pathlib import Path
 
-from embedded_model.curriculum import STAGES, stages_before
-from embedded_model.train import load_stage_weights, load_tree, trained_stages
+from embedded_model.curriculum import STAGES
+from embedded_model.train import load_stage_weights, load_start
 from tianquan.checkpoint.dense_folder import save_dense
 from tianquan.errors import ParameterError
+from tianquan.training.state import saved_states
 
 CARD = Path(__file__).parent / "card.md"
 
 
 def release(folder: Path, stage: str, output: Path) -> int:
     """Write the checkpoint of a stage to `output`, in place of what is there; return its size in bytes."""
-    checkpoint, _, tree = load_tree(folder / "blueprint")
-    names = trained_stages(folder, (*stages_before(stage), stage), has_start=True)
-    if stage not in names:
+    if not saved_states(folder / stage):
         raise ParameterError(f"{folder}: has no stage {stage}; train it first")
-    for name in names:  # a stage saves only what it trained
-        load_stage_weights(tree, folder / name)
+    checkpoint, _, tree = load_start(folder, stage, has_start=True)
+    load_stage_weights(tree, folder / stage)
     made = output.with_name(f"{output.name}.new")
     if made.exists():
         shutil.rmtree(made)

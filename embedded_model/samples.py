@@ -20,7 +20,8 @@ from embedded_model.asks import Ask, Language
 from embedded_model.fonts import Split
 from embedded_model.pictures import CANVASES, Picture, Wanted, draw_scene, plan_scene
 from embedded_model.speech import ClipBank
-from embedded_model.tasks import SPEECH_TASKS, TASKS, Sound, Studio
+from embedded_model.studio import Sound, Studio
+from embedded_model.tasks import SPEECH_TASKS, TASKS
 from embedded_model.writing import draw_text
 
 WEIGHTS: dict[str, float] = {
@@ -56,6 +57,7 @@ WEIGHTS: dict[str, float] = {
     "film_ends": 0,
     "film_colour": 0,
     "film_bounces": 0,
+    "film_moments": 0,
     "film_speech": 0,
 }
 DENSE_TEXT_SHARE = 0.35  # of the pictures for dense pre-training; half of them digits

@@ -24,10 +24,11 @@ from torch.nn import functional
 
 from embedded_model import colours, shapes, words
 from embedded_model.blueprint import NUM_MELS, PATCH_SIZE, QUERY_GRID
+from embedded_model.curriculum import Stage
 from embedded_model.label_map import LabelMap
 from embedded_model.samples import SampleStream
 from embedded_model.speech import ClipBank
-from embedded_model.tasks import Sound
+from embedded_model.studio import Sound
 from tianquan.models.omni_model import OmniModel
 from tianquan.processing.audio import S16_SCALE, prepare_audio
 from tianquan.processing.image import patchify
@@ -78,24 +79,18 @@ class DenseLoss(NamedTuple):
 
 
 class DenseSteps:
-    """Step s: `batch_size` numbered pictures or, in every `sound_every`-th step, sounds; shared between processes."""
+    """Step s: a stage's next numbered pictures or, in every `sound_every`-th step, sounds; shared by the processes."""
 
-    def __init__(
-        self, stream: SampleStream, batch_size: int, sound_every: int | None, max_objects: int, large: bool
-    ) -> None:
-        self._stream = stream
-        self._batch_size = batch_size
-        self._sound_every = sound_every
-        self._max_objects = max_objects
-        self._large = large
+    def __init__(self, stream: SampleStream, stage: Stage) -> None:
+        self._stream, self._stage = stream, stage
         processes = PartialState()
         self._first, self._every = processes.process_index, processes.num_processes
 
     def __getitem__(self, step: int) -> list[list[DenseItem]]:
         """Return one micro-batch."""
-        every = self._sound_every
+        size, every = self._stage.batch_size, self._stage.sound_every
         make = self._sound if every is not None and step % every == every - 1 else self._picture
-        return [[make(step * self._batch_size + n) for n in range(self._first, self._batch_size, self._every)]]
+        return [[make(step * size + n) for n in range(self._first, size, self._every)]]
 
     def _picture(self, index: int) -> DenseItem:
         rng = random.Random(f"dense/{index}")
@@ -103,7 +98,8 @@ class DenseSteps:
         zoom = rng.choice(ZOOMS)
         width, height = cols * PATCH_SIZE, rows * PATCH_SIZE
         size = (round(width * zoom), round(height * zoom))
-        picture = self._stream.picture(index, size=size, max_objects=self._max_objects, large=self._large)
+        stage = self._stage
+        picture = self._stream.picture(index, size, stage.text_share, stage.max_objects, stage.large)
         image, box = picture.image, None
         if zoom == 2.0 and rng.random() < CROPPED:
             left, top = rng.choice((0, width)), rng.choice((0, height))

@@ -5,7 +5,8 @@
     python -m embedded_model.train FOLDER --start src/tianquan/assets/embedded --stage heads
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m embedded_model.train FOLDER    # two cores
 
-FOLDER/blueprint is the checkpoint that training starts from, FOLDER/STAGE the run of each stage (states, metrics.csv,
+FOLDER/blueprint is the checkpoint that training starts from (and FOLDER/blueprint-6-layers the one that a stage with a
+deeper language model goes on from), FOLDER/STAGE the run of each stage (states, metrics.csv,
 loss.png, TensorBoard events). A stage starts from the weights the stage before ended with and goes on where it was
 stopped; without --seconds Ctrl-C stops it, and the same command goes on. With --start the stages before the first
 that is named need not be there: what they gave is in the checkpoint.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import math
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,12 +26,14 @@ from accelerate import PartialState
 
 from embedded_model.blueprint import MAX_SLICES, write_blueprint
 from embedded_model.curriculum import SHIPPED, STAGES, Stage, stages_before
+from embedded_model.deepen import deepen, num_layers
 from embedded_model.grounding import GroundedObjective, ground
 from embedded_model.samples import SampleStream
 from embedded_model.tasks import SHEET_TASKS
 from embedded_model.towers import DenseHeads, DenseObjective, DenseSteps
 from tianquan.backends.torch import TorchOps
 from tianquan.checkpoint import Checkpoint, open_checkpoint
+from tianquan.checkpoint.dense_folder import save_dense
 from tianquan.errors import ParameterError
 from tianquan.models.omni_model import OmniModel
 from tianquan.processing.messages import parse_messages
@@ -104,6 +108,42 @@ def trained_stages(folder: Path, names: Sequence[str], has_start: bool) -> list[
     return there
 
 
+def load_start(folder: Path, name: str, has_start: bool) -> tuple[Checkpoint, OmniModel, ModuleTree]:
+    """Return what a stage starts from: the blueprint with what the stages before it gave, deeper if the stage is.
+
+    Args:
+        folder: of all stages, with a blueprint.
+        name: the stage's.
+        has_start: whether the blueprint was trained already.
+
+    Raises:
+        ParameterError: a stage is missing whose weights are needed.
+    """
+    stage, base = STAGES[name], folder / "blueprint"
+    befores = trained_stages(folder, stages_before(name), has_start)
+    if num_layers(base) < stage.num_layers:
+        base = folder / f"blueprint-{stage.num_layers}-layers"
+        shallow = [before for before in stages_before(name) if STAGES[before].num_layers < stage.num_layers]
+        if not base.is_dir():
+            _deepen_start(folder, shallow[-1], has_start, stage.num_layers, base)
+        befores = [before for before in befores if before not in shallow]
+    checkpoint, model, tree = load_tree(base)
+    for before in befores:
+        load_stage_weights(tree, folder / before, stage.inherits)
+    return checkpoint, model, tree
+
+
+def _deepen_start(folder: Path, last: str, has_start: bool, layers: int, output: Path) -> None:
+    """Write the checkpoint of a stage with more layers."""
+    checkpoint, _, tree = load_start(folder, last, has_start)
+    if saved_states(folder / last):
+        load_stage_weights(tree, folder / last)
+    with tempfile.TemporaryDirectory(dir=folder) as made:
+        save_dense(checkpoint.folder, checkpoint.config, tree, "float32", Path(made) / "shallow")
+        deepen(Path(made) / "shallow", Path(made) / "deep", layers)
+        (Path(made) / "deep").rename(output)
+
+
 def load_stage_weights(tree: ModuleTree, run: Path, inherits: tuple[str, ...] = ("",)) -> None:
     """Put the weights a stage ended with into the tree; parts it did not train stay."""
     state = load_state(saved_states(run)[-1], None)
@@ -137,15 +177,14 @@ def train_stage(
     """
     stage = STAGES[name]
     PartialState(cpu=not torch.cuda.is_available())  # before anything asks how many processes there are
-    if not (folder / "blueprint").is_dir():
-        if start is None:
-            write_blueprint(folder / "blueprint")
-        else:
-            shutil.copytree(start, folder / "blueprint")
-    checkpoint, model, tree = load_tree(folder / "blueprint")
+    with PartialState().main_process_first():
+        if not (folder / "blueprint").is_dir():
+            if start is None:
+                write_blueprint(folder / "blueprint")
+            else:
+                shutil.copytree(start, folder / "blueprint")
+        checkpoint, model, tree = load_start(folder, name, has_start=start is not None)
     befores = trained_stages(folder, stages_before(name), start is not None)
-    for before in befores:
-        load_stage_weights(tree, folder / before, stage.inherits)
     stream = SampleStream("train", seed=stage.plan.seed, weights=stage.weights, max_side=stage.max_side)
     bank = stream.bank()
     if stage.weights is None:
@@ -154,7 +193,7 @@ def train_stage(
         for before in befores if stage.inherits == ("",) else ():
             load_stage_heads(heads, folder / before)
         dense = DenseObjective(model, tree, heads, has_cells="resampler" in stage.parts)
-        pictures = DenseSteps(stream, stage.batch_size, stage.sound_every, stage.max_objects, stage.large)
+        pictures = DenseSteps(stream, stage)
         return _train(folder / name, dense, pictures, stage.plan, seconds, num_workers)
     tree.set_trainable(stage.parts)
     objective = AnswerObjective(model, tree)

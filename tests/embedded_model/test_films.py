@@ -8,7 +8,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from embedded_model.asks import both_words
 from embedded_model.films import FILM_KINDS, MANY_FRAMES, MAX_BOUNCES, NUM_FRAMES, SIDE, _arc_heights, draw_film
+from embedded_model.moments import ask_moments
 from embedded_model.samples import WEIGHTS
 from embedded_model.write_records import write_records
 
@@ -35,7 +37,7 @@ def change_centres(frames):
 
 def test_films_are_off_in_the_stages_there_are():
     assert all(WEIGHTS[task] == 0 for task in FILM_TASKS)
-    assert len(FILM_TASKS) == 6
+    assert len(FILM_TASKS) == 7
 
 
 @pytest.mark.parametrize("kind", FILM_KINDS)
@@ -68,10 +70,14 @@ def test_bounces_are_one_to_four_and_apart():
 def test_arcs_come_down_as_often_as_the_answer_says():
     for n in range(200):
         bounces = 1 + n % MAX_BOUNCES
-        heights = _arc_heights(bounces, random.Random(n))
+        heights, bounced = _arc_heights(bounces, random.Random(n))
         assert heights[0] < 1e-6 or heights[0] > 0.6  # thrown up, or let fall
         falls = np.diff(heights) < 0
         assert np.count_nonzero(falls[1:] & ~falls[:-1]) + falls[0] == bounces
+        known = [number for number in bounced if number is not None]
+        assert known == sorted(known)
+        assert 0 <= known[0] <= known[-1] <= bounces
+        assert all(height > 0.02 for height, number in zip(heights, bounced, strict=True) if number is not None)
 
 
 def test_splits_differ(train, heldout):
@@ -110,3 +116,34 @@ def test_an_ordered_film_is_asked_for_both_ends(language):
         assert {end in film.question for end in ends} == {end in question for end in ends} == {True, False}
         assert (ends[0] in film.question) != (ends[0] in question)
         assert reply != film.reply
+
+
+@pytest.mark.parametrize("kind", FILM_KINDS)
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_moments_are_asked_by_the_times_of_the_frames(kind, language):
+    rng = random.Random(kind)
+    for film in films(kind, language, 12):
+        questions = list(ask_moments(film, language, rng))
+        assert questions or len({thing.shape for thing in film.shown[0]}) < len(film.shown[0])
+        times = {f"{n / film.rate:.1f}s" for n in range(len(film.frames))}
+        for question, reply in questions:
+            assert question.isascii() == (language == "en")
+            assert any(time in question for time in times)
+            assert reply
+
+
+def test_what_is_said_of_moments_leads_to_the_answer():
+    rng = random.Random(0)
+    for film in films("bounces", "en", 30):
+        counts = [int(reply) for question, reply in ask_moments(film, "en", rng) if "boun" in question]
+        assert max(counts, default=0) <= int(film.reply)
+    for film in films("order", "en", 30):
+        things = {both_words(thing.colour, thing.shape, "en") for thing in film.scene.objects}
+        numbers: dict[str, set[int]] = {}
+        for question, reply in ask_moments(film, "en", rng):
+            named = set() if reply == "none" else set(reply.replace(" and ", ", ").split(", "))
+            number = int(reply) if "How many" in question else len(named)
+            numbers.setdefault(question.split()[-1], set()).add(number)
+            assert reply.isdigit() or named <= things
+        assert {0, len(things)} <= set().union(*numbers.values())
+        assert all(len(said) == 1 for said in numbers.values())

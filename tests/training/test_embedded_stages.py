@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
-from embedded_model.curriculum import stages_before
+from embedded_model.curriculum import STAGES, stages_before
+from embedded_model.deepen import num_layers
 from embedded_model.release import release
-from embedded_model.train import trained_stages
+from embedded_model.train import load_start, trained_stages
 
+from embedded_model import train
 from tianquan.checkpoint import find_folder
 from tianquan.errors import ParameterError
 
@@ -40,3 +43,18 @@ def test_a_stage_that_was_not_trained_is_not_released(tmp_path):
     with pytest.raises(ParameterError, match="finish"):
         release(tmp_path, "finish", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_deeper_stage_starts_from_a_deeper_model(tmp_path, monkeypatch):
+    shutil.copytree(find_folder("embedded", None), tmp_path / "blueprint")
+    layers = num_layers(tmp_path / "blueprint")
+    last = list(STAGES)[-1]
+    same = replace(STAGES[last], num_layers=layers)
+    stages = {**STAGES, last: same, "new": replace(same, after=last, num_layers=layers + 1)}
+    monkeypatch.setattr(train, "STAGES", stages)
+    monkeypatch.setattr("embedded_model.curriculum.STAGES", stages)
+    for name, wanted in ((last, layers), ("new", layers + 1)):
+        checkpoint, _, tree = load_start(tmp_path, name, has_start=True)
+        assert checkpoint.config.language.num_layers == wanted
+        assert tree.get_parameter(f"llm.model.layers.{wanted - 1}.mlp.up_proj.weight").any()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["blueprint", f"blueprint-{layers + 1}-layers"]

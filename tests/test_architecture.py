@@ -34,6 +34,7 @@ LAYERS = {
     "loading": 5,
     "benchmark": 6,
     "evaluation": 6,
+    "calibration": 6,
     "serving": 6,
     "batch": 6,
     "scaling": 6,

@@ -181,11 +181,7 @@ class ReferenceOps:
         offsets: Offsets,
     ) -> Float32:
         """See `Ops.conv1d`."""
-        pad, windows = (kernel - 1) // 2, []
-        for start, stop in itertools.pairwise(offsets):
-            padded = np.pad(x[start:stop], ((pad, pad), (0, 0)))
-            windows += [padded[i : i + kernel].ravel() for i in range(0, stop - start, stride)]
-        return self.linear(np.stack(windows), linear, activation)
+        return self.linear(windows(x, kernel, stride, offsets), linear, activation)
 
     def rms_norm(self, x: Float32, weight: Float32, eps: float) -> Float32:
         """See `Ops.rms_norm`."""
@@ -269,3 +265,12 @@ def _attend(q: Float32, k: Float32, v: Float32, causal: bool) -> Float32:
             scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
             out[start:stop, head] = (scores / scores.sum(axis=-1, keepdims=True)) @ head_values
     return out
+
+
+def windows(x: Float32, kernel: int, stride: int, offsets: Offsets) -> Float32:
+    """Return the windows (rows, kernel * C) of frames x (F, C) that a convolution sees; see `Ops.conv1d`."""
+    pad, seen = (kernel - 1) // 2, []
+    for start, stop in itertools.pairwise(offsets):
+        padded = np.pad(x[start:stop], ((pad, pad), (0, 0)))
+        seen += [padded[i : i + kernel].ravel() for i in range(0, stop - start, stride)]
+    return np.stack(seen)

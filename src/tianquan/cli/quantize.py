@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tianquan.cli import options
+from tianquan.cli.progress import WorkProgress
+
+if TYPE_CHECKING:
+    from tianquan.checkpoint import Checkpoint
+    from tianquan.quantization.recipes import Recipe
 
 
 def quantize(
     model: options.ModelArgument,
     output: Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")],
     recipe: Annotated[str, typer.Option(help="int4, int4-asym, int4-small, int8, or a dense format.")] = "int4",
+    calibrate: Annotated[
+        list[Path] | None,
+        typer.Option(help="Records (jsonl) like those the model will answer: rounded so that they change least."),
+    ] = None,
+    media_root: options.MediaRoot = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N records of each file.", min=1)] = None,
+    calibration_memory: Annotated[
+        str, typer.Option(help="Memory for --calibrate, as 2G; with less the records run more often.")
+    ] = "2G",
     threads: options.Threads = None,
     revision: options.Revision = None,
 ) -> None:
@@ -25,10 +41,46 @@ def quantize(
     chosen = find_recipe(recipe)
     checkpoint = open_checkpoint(find_folder(model, revision))
     before = sum(checkpoint.files.component_bytes().values())
-    progress = options.LoadProgress("quantizing")
-    try:
-        checkpoint.save_low_bit(chosen, output, make_ops("native", threads=threads), progress)
-    finally:
-        progress.stop()
+    if calibrate:
+        memory = options.parse_bytes(calibration_memory, "--calibration-memory")
+        _calibrate(checkpoint, chosen, output, calibrate, media_root, limit, memory, threads)
+    else:
+        progress = options.LoadProgress("quantizing")
+        try:
+            checkpoint.save_low_bit(chosen, output, make_ops("native", threads=threads), progress)
+        finally:
+            progress.stop()
     after = sum(path.stat().st_size for path in output.glob("*.safetensors"))
     print(f"{output}: {chosen.name}, {after / 1e6:,.1f} MB of weights from {before / 1e6:,.1f} MB")
+
+
+def _calibrate(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    output: Path,
+    files: Sequence[Path],
+    media_root: Path | None,
+    limit: int | None,
+    memory: int | None,
+    threads: int | None,
+) -> None:
+    """Write the folder with weights fitted to records, and say which none of them used."""
+    from tianquan.calibration.save import DEFAULT_MEMORY, save_calibrated
+    from tianquan.evaluation.run import RecordSet
+    from tianquan.training.records import read_records
+
+    sets = [RecordSet(tuple(read_records(path)[:limit]), media_root or path.parent) for path in files]
+    with WorkProgress("calibrating:") as progress:
+        unseen = save_calibrated(
+            checkpoint,
+            recipe,
+            output,
+            sets,
+            threads=threads,
+            memory=memory or DEFAULT_MEMORY,
+            on_stage=progress.begin,
+            on_done=progress.advance_to,
+        )
+    if unseen:
+        components = ", ".join(dict.fromkeys(name.partition(".")[0] for name in unseen))
+        print(f"rounded to nearest, no record used them: {len(unseen)} weights of {components}", file=sys.stderr)

@@ -118,13 +118,14 @@ def _quantize_definition(weight: Float32, format: QuantFormat, importance: Float
     )
 
 
-def _code_range(bits: int) -> tuple[np.float32, np.float32]:
+def code_range(bits: int) -> tuple[np.float32, np.float32]:
+    """Return the smallest and the largest symmetric code."""
     return (np.float32(-8), np.float32(7)) if bits == 4 else (np.float32(-INT8_MAX), np.float32(INT8_MAX))
 
 
 def _symmetric_scale(x: Float32, h: Float32, bits: int) -> Float32:
     """Return scales (P, 8, G) of groups x (P, 8, G, group_size)."""
-    low, high = _code_range(bits)
+    low, high = code_range(bits)
     largest, smallest = x.max(axis=-1), x.min(axis=-1)
     # the extreme value goes to the outermost negative code, which int4 has one more of
     extreme = np.where(largest >= -smallest, largest, smallest)
@@ -183,7 +184,7 @@ def _codes(
     """Return the codes of x nearest to the stored scales; a group of zeros has scale 0 and codes 0."""
     inverse = np.where(scale == 0, np.float32(0), np.float32(1) / scale.astype(np.float32))[..., None]
     if zero_point is None:
-        low, high = _code_range(bits)
+        low, high = code_range(bits)
         return np.clip(np.rint(x * inverse), low, high).astype(np.int8)
     shifted = np.rint(x * inverse + zero_point.astype(np.float32)[..., None])
     return np.clip(shifted, np.float32(0), np.float32(15)).astype(np.int8)

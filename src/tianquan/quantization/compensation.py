@@ -1,0 +1,103 @@
+"""Rounding that makes up for itself: each column's error is taken back by the columns that are not rounded yet.
+
+Rounding to nearest makes every weight right by itself. What matters is the product with the activations x that
+really come: the error of one out channel w over them is
+
+    sum over x of ((w - q) x)^2 = (w - q) H (w - q)^T,    H = sum of x^T x  (I, I)
+
+Columns are rounded one after the other. The best change of those that are left, given the error e of column j, is
+e U[j, j:] / U[j, j], where U is the upper triangle with inverse(H) = U^T U, and what column j adds to the error is
+e^2 / U[j, j]^2. Scales are searched for each group when its turn comes, on the columns as they have been changed
+by then, with 1 / U[j, j]^2 as the importance of column j.
+Source: Frantar et al. 2022 (GPTQ), there with scales that just reach the largest value.
+
+Legend: O out channels, I in channels, P panels of 8 out channels, G groups of in channels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from tianquan.kernels.library import KernelLibrary
+from tianquan.quantization.format import PANEL, QuantFormat, QuantizedTensor, pack, unpack
+from tianquan.quantization.quantizers import code_range, quantize
+
+Float32 = npt.NDArray[np.float32]
+
+DAMPING = 0.01  # of the mean of H's diagonal, added to it: columns that few records move stay where they are
+
+
+def quantize_compensated(
+    weight: Float32, format: QuantFormat, second_moments: Float32, library: KernelLibrary | None = None
+) -> QuantizedTensor:
+    """Return `weight` (O, I) in `format` with little error of its products with the activations that were seen.
+
+    Args:
+        weight: finite float32 values.
+        format: the format to store them in.
+        second_moments: (I, I), sum of x^T x over the activations; any positive factor of it gives the same.
+        library: the native kernels, which search the scales of a group faster; the result has the same bits.
+
+    Raises:
+        ValueError: a value is not finite, or too large for a float16 scale.
+    """
+    num_rows, num_columns = weight.shape
+    assert second_moments.shape == (num_columns, num_columns), (second_moments.shape, weight.shape)
+    update = _updates(second_moments)
+    left = np.array(weight, np.float32)  # columns that are not rounded yet, with what they have to make up for
+    groups = []
+    for start in range(0, num_columns, format.group_size):
+        stop = min(start + format.group_size, num_columns)
+        importance = (1 / np.diagonal(update)[start:stop] ** 2).astype(np.float32)
+        importance /= importance.mean()
+        scaled = quantize(np.ascontiguousarray(left[:, start:stop]), format, importance, library)
+        groups.append(_round_group(left, start, stop, scaled, update))
+    codes = np.concatenate([unpack(group.codes, format) for group in groups], axis=2)  # (P, 8, G, group_size)
+    scales = np.concatenate([group.scales for group in groups], axis=1)
+    zero_points = None
+    if not format.symmetric:
+        zero_points = np.concatenate([group.zero_points for group in groups if group.zero_points is not None], axis=1)
+    return QuantizedTensor(format, (num_rows, num_columns), pack(codes, format), scales, zero_points)
+
+
+def _updates(second_moments: Float32) -> Float32:
+    """Return U (I, I), upper triangular, with U^T U the inverse of the damped moments."""
+    moments = np.array(second_moments, np.float64)
+    mean = np.trace(moments) / len(moments)
+    moments[np.diag_indices_from(moments)] += DAMPING * mean if mean > 0 else 1.0
+    # With both orders reversed, the lower triangle of Cholesky is the upper triangle R with moments = R R^T.
+    reverse = np.linalg.cholesky(moments[::-1, ::-1])[::-1, ::-1]
+    return np.triu(np.linalg.inv(reverse)).astype(np.float32)
+
+
+def _round_group(left: Float32, start: int, stop: int, scaled: QuantizedTensor, update: Float32) -> QuantizedTensor:
+    """Round columns start:stop to the scales found for them; let the columns after them make up for it, in `left`.
+
+    Returns:
+        The group (O, stop - start), its codes those of the changed columns.
+    """
+    format, num_rows = scaled.format, len(left)
+    scale = _of_rows(scaled.scales, num_rows)
+    zero_point = np.zeros_like(scale) if scaled.zero_points is None else _of_rows(scaled.zero_points, num_rows)
+    low, high = code_range(format.bits) if format.symmetric else (np.float32(0), np.float32(15))
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
+    codes = np.zeros((len(scaled.codes) * PANEL, format.group_size), np.int8)
+    errors = np.empty((num_rows, stop - start), np.float32)
+    for n, column in enumerate(range(start, stop)):
+        code = np.clip(np.rint(left[:, column] * inverse + zero_point), low, high)
+        codes[:num_rows, n] = code
+        error = (left[:, column] - (code - zero_point) * scale) / update[column, column]
+        left[:, column:stop] -= np.outer(error, update[column, column:stop])
+        errors[:, n] = error
+    left[:, stop:] -= errors @ update[start:stop, stop:]
+    if not format.symmetric:  # what pads a group must stand for zero, as `quantize` has it
+        padding = unpack(scaled.codes, format).reshape(len(codes), -1)
+        codes[num_rows:], codes[:, stop - start :] = padding[num_rows:], padding[:, stop - start :]
+    packed = pack(codes.reshape(-1, PANEL, 1, format.group_size), format)
+    return QuantizedTensor(format, (num_rows, stop - start), packed, scaled.scales, scaled.zero_points)
+
+
+def _of_rows(panels: npt.NDArray[np.float16], num_rows: int) -> Float32:
+    """Return the scales (O,) of a single group from (P, 1, 8)."""
+    return panels.astype(np.float32).reshape(-1)[:num_rows]

@@ -32,10 +32,10 @@ class CellLabels(NamedTuple):
 
     shape: Classes  # of the object whose middle lies in the cell, the leftmost if there are several
     colour: Classes
-    top_left: Classes  # characters of the cell's quarters
-    top_right: Classes
-    bottom_left: Classes
-    bottom_right: Classes
+    first_character: Classes  # of those whose middle lies in the cell, in the order they are read
+    second_character: Classes
+    third_character: Classes
+    fourth_character: Classes  # small figures stand four to a cell
     second_shape: Classes  # of the next object whose middle lies there: of five objects two often share a cell
     second_colour: Classes
 
@@ -76,19 +76,46 @@ class LabelMap:
     def cells(self, side: int, box: tuple[float, float, float, float] | None = None) -> CellLabels:
         """Return what a `side` x `side` grid over `box` is to tell: objects whose middle lies there, letters."""
         height, width = self.index.shape
-        left, top, right, bottom = box or (0.0, 0.0, float(width), float(height))
+        grid = _Grid(side, box or (0.0, 0.0, float(width), float(height)))
         shape, colour = np.zeros((2, side, side), np.int64), np.zeros((2, side, side), np.int64)
         for n, (x, y) in sorted(enumerate(self.centres, 1), key=lambda item: item[1]):
-            row = math.floor((y - top) / (bottom - top) * side)
-            col = math.floor((x - left) / (right - left) * side)
-            if 0 <= row < side and 0 <= col < side:
-                place = 1 if shape[0, row, col] else 0
-                if not shape[place, row, col]:
-                    shape[place, row, col], colour[place, row, col] = self.shapes[n], self.colours[n]
-        letters = self.patches(2 * side, 2 * side, box).character
-        quarters = letters.reshape(side, 2, side, 2).transpose(1, 3, 0, 2).reshape(4, side, side)
+            grid.put(x, y, (shape, self.shapes[n]), (colour, self.colours[n]))
+        characters = np.zeros((4, side, side), np.int64)
+        for x, y, character in self._characters():
+            grid.put(x, y, (characters, character))
         first, second = zip(shape, colour, strict=True)
-        return CellLabels(*first, quarters[0], quarters[1], quarters[2], quarters[3], *second)
+        return CellLabels(*first, characters[0], characters[1], characters[2], characters[3], *second)
+
+    def _characters(self) -> list[tuple[float, float, int]]:
+        """Return the middle (x, y; pixels) and the class of each character, in the order they are read."""
+        if len(self.characters) == 1:
+            return []
+        flat = self.index.ravel()
+        rows, columns = np.divmod(np.arange(flat.size), self.index.shape[1])
+        areas, across, down = (
+            np.bincount(flat, weights, len(self.characters)) for weights in (None, columns + 0.5, rows + 0.5)
+        )
+        seen = [n for n in range(1, len(self.characters)) if areas[n]]
+        return [(across[n] / areas[n], down[n] / areas[n], self.characters[n]) for n in seen]
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """A coarse grid laid over a part of the picture."""
+
+    side: int
+    box: tuple[float, float, float, float]  # left, top, right, bottom; pixels
+
+    def put(self, x: float, y: float, *values: tuple[Classes, int]) -> None:
+        """Write each value into the first of its layers (N, side, side) that is empty where (x, y) lies."""
+        left, top, right, bottom = self.box
+        row = math.floor((y - top) / (bottom - top) * self.side)
+        col = math.floor((x - left) / (right - left) * self.side)
+        if 0 <= row < self.side and 0 <= col < self.side:
+            for layers, value in values:
+                empty = np.flatnonzero(layers[:, row, col] == 0)
+                if empty.size:
+                    layers[empty[0], row, col] = value
 
 
 def _classes(table: tuple[int, ...], index: npt.NDArray[np.uint8]) -> Classes:

@@ -60,7 +60,8 @@ WEIGHTS: dict[str, float] = {
     "film_moments": 0,
     "film_speech": 0,
 }
-DENSE_TEXT_SHARE = 0.35  # of the pictures for dense pre-training; half of them digits
+DENSE_TEXT_SHARE = 0.35  # of the pictures for dense pre-training
+DENSE_DIGITS_SHARE = 0.5  # of these
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,17 +139,18 @@ class SampleStream:
         text_share: float = DENSE_TEXT_SHARE,
         max_objects: int = scene_plans.MAX_OBJECTS,
         large: bool = False,
+        digits_share: float = DENSE_DIGITS_SHARE,
     ) -> Picture:
         """Return a picture without a question: a scene or, for `text_share` of the numbers, digits or text.
 
-        `large` makes objects at least half as large as they can be.
+        `digits_share` of the latter are digits; `large` makes objects at least half as large as they can be.
         """
         studio = self._studio("picture", index)
         rng = studio.rng
         size = size or studio.size()
         if rng.random() < text_share:
             lines: tuple[str, ...] = (words.sample_digits(rng),)
-            if rng.random() < 0.5:
+            if rng.random() < 1 - digits_share:
                 language = rng.choice(asks.LANGUAGES)
                 lines = tuple(
                     words.sample_line(rng, language, rng.choice((1, 1, 2))) for _ in range(rng.choice((1, 1, 2)))

@@ -99,7 +99,9 @@ class DenseSteps:
         width, height = cols * PATCH_SIZE, rows * PATCH_SIZE
         size = (round(width * zoom), round(height * zoom))
         stage = self._stage
-        picture = self._stream.picture(index, size, stage.text_share, stage.max_objects, stage.large)
+        picture = self._stream.picture(
+            index, size, stage.text_share, stage.max_objects, stage.large, stage.digits_share
+        )
         image, box = picture.image, None
         if zoom == 2.0 and rng.random() < CROPPED:
             left, top = rng.choice((0, width)), rng.choice((0, height))

@@ -110,6 +110,19 @@ def test_a_cell_tells_of_the_two_leftmost_objects_in_it():
     assert (quarter.shape.tolist(), quarter.second_shape.tolist()) == ([[1]], [[0]])
 
 
+def test_a_cell_tells_of_its_characters_in_the_order_they_are_read():
+    index = np.zeros((112, 112), np.uint8)
+    for n, (left, right) in enumerate(((2, 20), (20, 30), (30, 36), (54, 62), (70, 110)), 1):
+        index[40:60, left:right] = n  # the fourth has its middle right of the border between two cells
+    labels = LabelMap(index=index, characters=(0, 5, 5, 7, 8, 9), colours=(0, 1, 1, 1, 1, 1))
+    cells = labels.cells(2)
+    rows = [[kind.tolist()[0] for kind in cells[2:6]], [kind.tolist()[1] for kind in cells[2:6]]]
+    assert rows == [[[5, 8], [5, 9], [7, 0], [0, 0]], [[0, 0]] * 4]
+    third = labels.cells(1, (28.0, 0.0, 40.0, 112.0))
+    assert [kind.item() for kind in third[2:6]] == [7, 0, 0, 0]
+    assert not third.shape.any()
+
+
 def test_a_low_contrast_object_is_outlined():
     rng = random.Random(0)
     for _ in range(200):

@@ -5,35 +5,11 @@ The lengths are those of the runs that were made; a stage with a constant rate e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from embedded_model import scene_plans
-from embedded_model.blueprint import MAX_SLICES
-from embedded_model.samples import DENSE_DIGITS_SHARE, DENSE_TEXT_SHARE, WEIGHTS
+from embedded_model.samples import WEIGHTS
+from embedded_model.stage import Stage
 from tianquan.training.plan import TrainingPlan
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """One stage: what it trains on and how."""
-
-    plan: TrainingPlan
-    batch_size: int  # conversations, pictures or sounds of a micro-batch
-    after: str | None  # the stage it goes on from; None: the blueprint
-    inherits: tuple[str, ...] = ("",)  # which weights of the stages before: how their names begin
-    parts: tuple[str, ...] = ("language_model", "vision", "resampler", "audio")  # what is trained
-    weights: Mapping[str, float] | None = None  # task shares; None = dense targets of the encoders
-    max_side: int = 112  # pixels of the largest picture
-    max_slices: int = MAX_SLICES  # of a picture; 1 shows it whole, however large it is
-    sound_every: int | None = 2  # of a dense stage: which steps are sounds
-    max_objects: int = scene_plans.MAX_OBJECTS  # of a dense stage's pictures
-    large: bool = False  # whether its objects are large
-    text_share: float = DENSE_TEXT_SHARE  # of its pictures that are digits or text
-    digits_share: float = DENSE_DIGITS_SHARE  # of these
-    dense_share: float = 0.0  # of a stage of answers: weight of the dense loss beside that of the answers
-    num_layers: int = 4  # of the language model; the first stage with more begins with layers that change nothing
-
 
 # Long answers about a whole picture teach more than one word does; reading and listening take longest to learn.
 SEEING = {
@@ -377,6 +353,42 @@ STAGES: dict[str, Stage] = {
             "sheet_number": 1,
         },
         dense_share=0.0,
+    ),
+    # Everything again, as in "recall", with the drills in it.
+    "gather": replace(
+        DEEPER,
+        plan=replace(FLOAT32, num_steps=260, schedule="linear", warmup_steps=10, seed=30),
+        after="deeper",
+        weights={
+            "interview": 20,
+            "describe": 2,
+            "colour_shape": 3,
+            "compare": 3,
+            "relation": 2,
+            "relate": 3,
+            "two_images": 6,
+            "follow_up": 3,
+            "find_by_shape": 2,
+            "count": 8,
+            "count_each": 6,
+            "count_groups": 8,
+            "read_digits": 18,
+            "sheet_number": 3,
+            "sheet_shape": 4,
+            "transcribe": 16,
+            "spoken_digits": 8,
+            "spoken_question": 8,
+            "spoken_each": 6,
+            "spoken_interview": 5,
+            "spoken_chat": 10,
+            "text": 12,
+            "film_direction": 2,
+            "film_ends": 5,
+            "film_moments": 6,
+            "film_colour": 2,
+            "film_bounces": 5,
+        },
+        dense_share=0.35,
     ),
 }
 

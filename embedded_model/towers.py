@@ -24,10 +24,10 @@ from torch.nn import functional
 
 from embedded_model import colours, shapes, words
 from embedded_model.blueprint import NUM_MELS, PATCH_SIZE, QUERY_GRID
-from embedded_model.curriculum import Stage
 from embedded_model.label_map import LabelMap
 from embedded_model.samples import SampleStream
 from embedded_model.speech import ClipBank
+from embedded_model.stage import Stage
 from embedded_model.studio import Sound
 from tianquan.models.omni_model import OmniModel
 from tianquan.processing.audio import S16_SCALE, prepare_audio

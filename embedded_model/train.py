@@ -25,10 +25,11 @@ import torch
 from accelerate import PartialState
 
 from embedded_model.blueprint import MAX_SLICES, write_blueprint
-from embedded_model.curriculum import SHIPPED, STAGES, Stage, stages_before
+from embedded_model.curriculum import SHIPPED, STAGES, stages_before
 from embedded_model.deepen import deepen, num_layers
 from embedded_model.grounding import GroundedObjective, ground
 from embedded_model.samples import SampleStream
+from embedded_model.stage import Stage
 from embedded_model.tasks import SHEET_TASKS
 from embedded_model.towers import DenseHeads, DenseObjective, DenseSteps
 from tianquan.backends.torch import TorchOps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 from embedded_model import asks, colours, prompts, shapes, small_talk, wordings
@@ -62,10 +63,35 @@ def two_images(studio: Studio, language: Language) -> Draft:
     rng = studio.rng
     kind = rng.choice(tuple(prompts.TWO_PICTURES))
     scenes = _two_scenes(kind, studio)
+    question, reply = _compare(kind, scenes, rng.choice((0, 1)), language, rng)
+    return Draft().ask(question, reply, tuple(studio.draw(scene) for scene in scenes))
+
+
+def two_images_each(studio: Studio, language: Language) -> Draft:
+    """Two pictures of one object each, and all that can be asked of both: a question for each, not always the first."""
+    rng = studio.rng
+    size, first = studio.size(TWO_PICTURES_SIDE), any_thing(rng)
+    shape = first.shape if rng.random() < 0.4 else rng.choice([n for n in shapes.SHAPE_NAMES if n != first.shape])
+    colour = first.colour if rng.random() < 0.4 else rng.choice([n for n in colours.COLOUR_NAMES if n != first.colour])
+    scenes = [plan_scene([thing], size, rng) for thing in (first, Wanted(shape=shape, colour=colour))]
+    kinds = [("same_shape", 0), ("same_colour", 0), ("first_what", 0), ("second_what", 0)]
+    if shape != first.shape:
+        kinds += [("which_shape", 0), ("which_shape", 1)]
+    if colour != first.colour:
+        kinds += [("which_colour", 0), ("which_colour", 1)]
+    if (shape != first.shape) != (colour != first.colour):
+        kinds.append(("different", 0))
+    draft, pictures = Draft(), tuple(studio.draw(scene) for scene in scenes)
+    for kind, asked in rng.sample(kinds, len(kinds)):
+        draft.ask(*_compare(kind, scenes, asked, language, rng), () if draft.conversation else pictures)
+    return draft
+
+
+def _compare(kind: str, scenes: list[Scene], asked: int, language: Language, rng: random.Random) -> tuple[str, str]:
+    """Return a question about two pictures, and its answer; `asked` is the picture whose object is named, if any."""
     first, second = (scene.objects[0] for scene in scenes)
     one, two, same = prompts.FIRST_SECOND[language]
     yes, no = asks.YES_NO[language]
-    asked = rng.choice((0, 1))
     shape, colour = (first, second)[asked].shape, (first, second)[asked].colour
     counts = [len(scene.objects) for scene in scenes]
     replies = {
@@ -80,8 +106,7 @@ def two_images(studio: Studio, language: Language) -> Draft:
     }
     text = rng.choice(prompts.TWO_PICTURES[kind][language])
     text = text.format(shape=asks.shape_word(shape, language), colour=asks.colour_word(colour, language))
-    text = wordings.with_articles(text)
-    return Draft().ask(text, replies[kind], tuple(studio.draw(scene) for scene in scenes))
+    return wordings.with_articles(text), replies[kind]
 
 
 def _two_scenes(kind: str, studio: Studio) -> list[Scene]:

@@ -39,6 +39,7 @@ WEIGHTS: dict[str, float] = {
     "sheet_number": 0,
     "sheet_shape": 0,
     "two_images": 5,
+    "two_images_each": 0,
     "follow_up": 6,
     "find_by_shape": 0,
     "relate": 0,

@@ -43,6 +43,7 @@ TASKS: dict[str, Task] = {
     "sheet_number": picture_tasks.sheet_number,
     "sheet_shape": picture_tasks.sheet_shape,
     "two_images": picture_tasks.two_images,
+    "two_images_each": picture_tasks.two_images_each,
     "follow_up": picture_tasks.follow_up,
     "find_by_shape": interviews.find_by_shape,
     "relate": interviews.relate,

@@ -10,14 +10,16 @@ import pytest
 
 import tianquan
 from command_line import assert_refused, run
+from tianquan.backends.kv_cache import SequenceBatch
 from tianquan.backends.native import NativeOps
+from tianquan.backends.reference import ReferenceOps
 from tianquan.calibration.calibrated_weights import plan_passes
-from tianquan.calibration.save import save_calibrated
+from tianquan.calibration.observation import SecondMoments, WatchedWeights, product_groups, watching
+from tianquan.calibration.save import Calibration
 from tianquan.checkpoint import open_checkpoint
-from tianquan.checkpoint.tensor_list import needed_weights
 from tianquan.errors import CheckpointError, ParameterError
 from tianquan.evaluation.run import RecordSet
-from tianquan.quantization.format import QuantFormat
+from tianquan.models.omni_model import OmniModel
 from tianquan.quantization.recipes import find_recipe
 from tianquan.training.records import parse_record
 
@@ -26,12 +28,19 @@ QUESTIONS = (
     {"text": "What is said?", "audio": "speech_1s_16k.wav"},
     {"text": "A question in words alone, somewhat longer than the others are."},
 )
-ANSWER = "An answer of some words, long enough to weigh something: one two three four five six seven."
+ANSWERS = tuple(
+    f"Answer {n} of some words, long enough to weigh something: {' '.join(str(n * m * m) for m in range(3, 40))}."
+    for n in range(6)
+)
 
 
 @pytest.fixture(scope="module")
 def records():
-    lines = [{"conversations": [turn("user", question), turn("assistant", {"text": ANSWER})]} for question in QUESTIONS]
+    """A record of each kind, six times over: more tokens than any matrix has in channels."""
+    pairs = [(question, answer) for answer in ANSWERS for question in QUESTIONS]
+    lines = [
+        {"conversations": [turn("user", question), turn("assistant", {"text": answer})]} for question, answer in pairs
+    ]
     return [json.dumps(line) for line in lines]
 
 
@@ -46,9 +55,8 @@ def parsed(lines):
 @pytest.fixture(scope="module")
 def calibrated(checkpoint_folder, media_root, records, tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibrated") / "folder"
-    sets = [RecordSet(parsed(records), media_root)]
-    unseen = save_calibrated(open_checkpoint(checkpoint_folder), find_recipe("int4"), folder, sets)
-    assert unseen == []
+    calibration = Calibration(record_sets=[RecordSet(parsed(records), media_root)])
+    assert calibration.save(open_checkpoint(checkpoint_folder), find_recipe("int4"), folder) == []
     return folder
 
 
@@ -60,7 +68,7 @@ def distance(folder, exact, messages, media_root, **options):
 def test_it_is_nearer_to_the_original(calibrated, checkpoint_folder, reference_llm, media_root):
     sums = np.zeros(2)
     for question in QUESTIONS:
-        messages = [turn("user", question), turn("assistant", {"text": ANSWER}), turn("user", {"text": "And?"})]
+        messages = [turn("user", question), turn("assistant", {"text": ANSWERS[0]}), turn("user", {"text": "And?"})]
         exact = reference_llm.trace(messages, media_root=media_root).logits
         sums[0] += distance(calibrated, exact, messages, media_root)
         sums[1] += distance(checkpoint_folder, exact, messages, media_root, precision="int4")
@@ -71,36 +79,84 @@ def test_less_memory_means_more_passes_and_the_same_weights(
     calibrated, checkpoint_folder, media_root, records, tmp_path
 ):
     stages = []
-    save_calibrated(
-        open_checkpoint(checkpoint_folder),
-        find_recipe("int4"),
-        tmp_path / "again",
-        [RecordSet(parsed(records), media_root)],
-        memory=2 << 20,
+    calibration = Calibration(
+        record_sets=[RecordSet(parsed(records), media_root)],
+        memory=30 << 20,
         on_stage=lambda what, total: stages.append(what),
     )
-    passes = [stage for stage in stages if stage.startswith("records")]
-    assert len(passes) > 3
-    assert passes[-1] == f"records, pass {len(passes)} of {len(passes)}"
+    calibration.save(open_checkpoint(checkpoint_folder), find_recipe("int4"), tmp_path / "again")
+    passes = [stage for stage in stages if "pass" in stage]
+    last = len(passes) // 2
+    assert last >= 3
+    assert passes[-2:] == [f"records, pass {last} of {last}", f"weights, pass {last} of {last}"]
     for path in calibrated.glob("*.safetensors"):
-        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+        other = (tmp_path / "again" / path.name).read_bytes()
+        assert np.mean(np.frombuffer(path.read_bytes(), np.uint8) != np.frombuffer(other, np.uint8)) < 0.01
+    assert json.loads((calibrated / "quantization.json").read_text())["calibration"] == {
+        "records": len(records),
+        "rounded_to_nearest": [],
+    }
 
 
 def test_parts_fit_in_the_memory_and_miss_nothing(checkpoint_folder):
-    weights, recipe = needed_weights(open_checkpoint(checkpoint_folder).config), find_recipe("int4")
-    low_bit = [w.name for w in weights if w.is_matrix and isinstance(w.format(recipe), QuantFormat)]
-    sizes = {weight.name: 4 * weight.shape[1] ** 2 for weight in weights if weight.is_matrix}
-    for memory in (1, 300_000, 2 << 20, 1 << 40):
-        parts = plan_passes(weights, recipe, memory)
-        assert [name for part in parts for name in part] == low_bit
-        assert all(len(part) == 1 or sum(sizes[name] for name in part) <= memory for part in parts)
+    groups = product_groups(open_checkpoint(checkpoint_folder).config)
+    largest = max(group.nbytes for group in groups)
+    for memory in (largest, 2 * largest, 1 << 40):
+        parts = plan_passes(groups, memory)
+        assert [group for part in parts for group in part] == groups
+        assert all(sum(group.nbytes for group in part) <= memory for part in parts)
+    with pytest.raises(ParameterError, match=r"no room for what enters .*; expected .* MB at least"):
+        plan_passes(groups, largest - 1)
+
+
+def test_what_is_added_up_is_what_enters_the_products(checkpoint_folder, reference_llm, media_root, monkeypatch):
+    """A convolution, a matrix of a tower and a group, beside what the reference backend multiplies."""
+    names = ("audio.conv2", "vision.layers.0.mlp.down", "language_model.layers.1.attention.query", "resampler.input")
+    checkpoint = open_checkpoint(checkpoint_folder)
+    groups = [group for group in product_groups(checkpoint.config) if group.names[0] in names]
+    moments, entered = SecondMoments(), {}
+
+    class Entering(ReferenceOps):
+        def linear(self, x, linear, activation=None, residual=None):
+            entered.setdefault(id(linear), []).append(x)
+            return super().linear(x, linear, activation, residual)
+
+        def linear_group(self, x, group):
+            entered.setdefault(id(group), []).append(x)
+            return super().linear_group(x, group)
+
+    ops = Entering()
+    source = WatchedWeights(checkpoint.weights(find_recipe("float32"), ops))
+    handles = {}
+    for method in ("linear", "linear_group"):
+        asked = getattr(source, method)
+
+        def remember(name, *rest, asked=asked, **named):
+            watched = asked(name, *rest, **named)
+            handles[watched.names] = watched.handle
+            return watched
+
+        monkeypatch.setattr(source, method, remember)
+    moments.start(groups)
+    model = OmniModel(checkpoint.config, source, watching(ops, moments))
+    for question in QUESTIONS:
+        prompt = checkpoint.processor([turn("user", question)], None, media_root)
+        images = model.encode_images(prompt.images) if prompt.images else None
+        hidden = model.embed(prompt, images, model.encode_audios(prompt.audios) if prompt.audios else [])
+        cache = model.language_model.make_kv_cache(len(hidden))
+        model.forward(hidden, cache, SequenceBatch.alone(len(hidden), 0, cache))
+    for group in groups:
+        x = np.concatenate(entered[id(handles[group.names])])
+        assert moments.num_rows(group) == len(x) > 0
+        np.testing.assert_allclose(moments.sum(group), x.T @ x, rtol=1e-3, atol=1e-3 * np.abs(x.T @ x).max())
 
 
 def test_a_tower_that_no_record_uses_is_named_and_rounded_to_nearest(checkpoint_folder, media_root, records, tmp_path):
     checkpoint = open_checkpoint(checkpoint_folder)
-    sets = [RecordSet(parsed(records)[2:], media_root)]
-    unseen = save_calibrated(checkpoint, find_recipe("int4"), tmp_path / "text", sets)
-    assert {name.partition(".")[0] for name in unseen} == {"vision", "resampler", "audio"}
+    text = [record for record in records if "words alone" in record]
+    calibration = Calibration(record_sets=[RecordSet(parsed(text), media_root)])
+    nearest = calibration.save(checkpoint, find_recipe("int4"), tmp_path / "text")
+    assert {name.partition(".")[0] for name in nearest} == {"vision", "resampler", "audio"}
     checkpoint.save_low_bit(find_recipe("int4"), tmp_path / "nearest", NativeOps())
     for component in ("vision", "resampler", "audio", "language_model"):
         name = f"{component}.safetensors"
@@ -108,15 +164,23 @@ def test_a_tower_that_no_record_uses_is_named_and_rounded_to_nearest(checkpoint_
         assert same == (component != "language_model")
 
 
+def test_with_fewer_tokens_than_channels_nothing_is_fitted(checkpoint_folder, media_root, tmp_path):
+    line = json.dumps({"conversations": [turn("user", {"text": "Yes?"}), turn("assistant", {"text": "No."})]})
+    calibration = Calibration(record_sets=[RecordSet(parsed([line]), media_root)])
+    checkpoint = open_checkpoint(checkpoint_folder)
+    nearest = calibration.save(checkpoint, find_recipe("int4"), tmp_path / "few")
+    assert set(nearest) == {name for group in product_groups(checkpoint.config) for name in group.names}
+
+
 def test_what_cannot_be_calibrated(checkpoint_folder, calibrated, media_root, records, tmp_path):
-    sets = [RecordSet(parsed(records), media_root)]
+    calibration = Calibration(record_sets=[RecordSet(parsed(records), media_root)])
     checkpoint = open_checkpoint(checkpoint_folder)
     with pytest.raises(ParameterError, match="float16 rounds nothing"):
-        save_calibrated(checkpoint, find_recipe("float16"), tmp_path / "out", sets)
+        calibration.save(checkpoint, find_recipe("float16"), tmp_path / "out")
     with pytest.raises(ParameterError, match="have none"):
-        save_calibrated(checkpoint, find_recipe("int4"), tmp_path / "out", [RecordSet((), None)])
+        Calibration(record_sets=[RecordSet((), None)]).save(checkpoint, find_recipe("int4"), tmp_path / "out")
     with pytest.raises(CheckpointError, match="low-bit folder already"):
-        save_calibrated(open_checkpoint(calibrated), find_recipe("int4"), tmp_path / "out", sets)
+        calibration.save(open_checkpoint(calibrated), find_recipe("int4"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -125,13 +189,14 @@ def test_command(checkpoint_folder, media_root, records, tmp_path):
     data = tmp_path / "media" / "records.jsonl"
     data.write_text("\n".join(records) + "\n")
     output = tmp_path / "out"
-    result = run(
-        "quantize", checkpoint_folder, output, "--calibrate", data, "--limit", 2, "--calibration-memory", "64M"
-    )
+    options = ["--calibrate", data, "--limit", 9, "--calibration-memory", "64M"]
+    result = run("quantize", checkpoint_folder, output, *options)
     assert result.returncode == 0, result
     assert "int4" in result.stdout
-    assert result.stderr == ""
-    assert "int4" in run("info", output).stdout
+    assert "rounded to nearest" in result.stderr  # three pictures and recordings are few for some matrices
+    assert "recipe int4 (calibrated on 9 records)" in run("info", output).stdout
+    assert_refused(run("quantize", checkpoint_folder, tmp_path / "two", *options[:-1], "1K"), "no room", "MB at least")
+    assert_refused(run("quantize", checkpoint_folder, tmp_path / "two", "--limit", 9), "--limit", "--calibrate")
     data.write_text(records[0].replace("tiny_100x60.png", "missing.png"))
     message = assert_refused(run("quantize", checkpoint_folder, tmp_path / "two", "--calibrate", data), "missing.png")
     assert "records.jsonl:1" in message

@@ -1,53 +1,73 @@
 """Weights of a checkpoint in a recipe's formats, rounded so that they err little on the activations of some records.
 
 The records run through the model in int8, which is close to the original and half its size, and what enters each
-matrix is added up: an (I, I) table for each, 200 MB for the largest of the official size. As many as the memory
-given has room for are made at a time; the records run once for each such pass. Then the weights are rounded by
+matrix is added up: an (I, I) table for each group of matrices with the same input. As many as the memory given has
+room for are made at a time; the records run once for each such pass. Then the weights of the pass are rounded by
 `quantization.compensation`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from tianquan.backends.native import NativeOps
 from tianquan.backends.ops import Weight
-from tianquan.calibration.observation import SecondMoments, WatchedWeights, watching
+from tianquan.calibration.observation import ProductGroup, SecondMoments, WatchedWeights, product_groups, watching
 from tianquan.checkpoint.loader import Checkpoint
-from tianquan.checkpoint.tensor_list import NeededWeight, needed_weights
 from tianquan.checkpoint.weight_reader import WeightReader
-from tianquan.errors import CheckpointError
+from tianquan.errors import CheckpointError, ParameterError
 from tianquan.models.omni_model import OmniModel
-from tianquan.quantization.compensation import quantize_compensated
+from tianquan.quantization.compensation import error_updates, quantize_compensated
 from tianquan.quantization.dense import DenseTensor
 from tianquan.quantization.format import QuantFormat
 from tianquan.quantization.recipes import Recipe, find_recipe
 
-Run = Callable[[OmniModel], None]  # lets the model process all records
-OnPass = Callable[[int, int], None]  # (which pass begins, how many there are), from 1
-OnWeight = Callable[[int, int], None]  # (weights written so far, of how many)
+Run = Callable[[OmniModel, frozenset[str]], None]  # lets a model process all records, as far as components need it
+OnStage = Callable[[str, int], None]  # (what begins, how many records or weights it is)
+OnDone = Callable[[int], None]  # how many of them are done
 
 RUNS_IN = "int8"
-EMBEDDING = "language_model.embedding"
 
 
-def plan_passes(weights: Sequence[NeededWeight], recipe: Recipe, memory: int) -> list[list[str]]:
-    """Return the names of the weights to be rounded, split so that the tables of one part fit in `memory` bytes.
+def plan_passes(groups: Sequence[ProductGroup], memory: int) -> list[list[ProductGroup]]:
+    """Return groups split in parts, those of a part taking at most `memory` bytes to observe.
 
-    A table that is larger by itself is a part of its own.
+    Raises:
+        ParameterError: one alone takes more.
     """
-    parts: list[list[str]] = []
+    largest = max(groups, key=lambda group: group.nbytes)
+    if largest.nbytes > memory:
+        raise ParameterError(
+            f"calibration memory of {memory / 1e6:,.1f} MB has no room for what enters {largest.names[0]}; expected "
+            f"{largest.nbytes / 1e6:,.1f} MB at least"
+        )
+    parts: list[list[ProductGroup]] = []
     room = 0
-    for weight in weights:
-        if not weight.is_matrix or not isinstance(weight.format(recipe), QuantFormat):
-            continue
-        size = 4 * weight.shape[1] ** 2
-        if size > room:
+    for group in groups:
+        if group.nbytes > room:
             parts.append([])
             room = memory
-        parts[-1].append(weight.name)
-        room -= size
+        parts[-1].append(group)
+        room -= group.nbytes
     return parts
+
+
+@dataclass(frozen=True)
+class _Pass:
+    number: int
+    groups: tuple[ProductGroup, ...]
+
+    @property
+    def components(self) -> frozenset[str]:
+        return frozenset(group.component for group in self.groups)
+
+    @property
+    def num_weights(self) -> int:
+        return sum(len(group.names) for group in self.groups)
 
 
 class CalibratedWeights(WeightReader):
@@ -61,8 +81,14 @@ class CalibratedWeights(WeightReader):
         recipe: the formats.
         ops: of the native backend.
         run: lets a model process the records.
-        memory: bytes for tables of activations.
-        on_pass, on_weight: progress.
+        components: those the records use; weights of others are rounded to nearest.
+        num_records: that `run` goes through.
+        memory: bytes for what is observed in one pass.
+        on_stage: called when records or weights begin.
+        on_done: called with how many weights are done.
+
+    Raises:
+        ParameterError: the memory has no room for the largest matrix.
     """
 
     def __init__(
@@ -71,62 +97,75 @@ class CalibratedWeights(WeightReader):
         recipe: Recipe,
         ops: NativeOps,
         run: Run,
+        components: Collection[str],
+        num_records: int,
         memory: int,
-        on_pass: OnPass,
-        on_weight: OnWeight,
+        on_stage: OnStage,
+        on_done: OnDone,
     ) -> None:
         super().__init__(ops)
-        self._checkpoint = checkpoint
-        self._native = ops
-        self._run = run
-        self._on_pass, self._on_weight = on_pass, on_weight
-        self._recipe = recipe
+        self._checkpoint, self._native, self._recipe = checkpoint, ops, recipe
+        self._run, self._num_records = run, num_records
+        self._on_stage, self._on_done = on_stage, on_done
         self._rounded = checkpoint.weights(recipe, ops)
         self._exact = checkpoint.weights(find_recipe("float32"), ops)
-        self.num_weights = sum(weight.is_matrix for weight in needed_weights(checkpoint.config))
-        self._num_done = 0
-        self._passes = plan_passes(needed_weights(checkpoint.config), recipe, memory)
-        self._pass = -1
+        self._groups = {name: group for group in product_groups(checkpoint.config) for name in group.names}
+        low_bit = [name for name in self._groups if isinstance(recipe.format_of(name), QuantFormat)]
+        used = dict.fromkeys(self._groups[name] for name in low_bit if self._groups[name].component in components)
+        parts = enumerate(plan_passes(list(used), memory), 1)
+        self._passes = [_Pass(number, tuple(groups)) for number, groups in parts]
+        self._pass: _Pass | None = None
+        self._num_done = 0  # weights of the pass
         self._moments = SecondMoments()
         self._model: OmniModel | None = None
-        self.unseen: list[str] = []  # low-bit weights that no record used: rounded to nearest
+        self._updates: tuple[ProductGroup, npt.NDArray[np.float32]] | None = None  # of the last group
+        self.rounded_to_nearest: list[str] = []  # low-bit weights that too few activations entered, or none
 
     def weight(self, name: str, in_features: int, out_features: int) -> Weight:
         """See `WeightReader.weight`."""
-        format = self._recipe.format_of(name)
-        try:
-            if isinstance(format, QuantFormat):
-                return self._fitted(name, in_features, out_features, format)
+        format, group = self._recipe.format_of(name), self._groups.get(name)
+        if group is None or not isinstance(format, QuantFormat):  # not low-bit, or rows that are looked up
             return self._rounded.weight(name, in_features, out_features)
-        finally:
-            self._num_done += 1
-            self._on_weight(self._num_done, self.num_weights)
-
-    def _fitted(self, name: str, in_features: int, out_features: int, format: QuantFormat) -> Weight:
-        wanted = next(n for n, names in enumerate(self._passes) if name in names)
-        if wanted != self._pass:
-            self._observe(wanted)
-        moments = self._moments.of(name)
-        if moments is None:
-            if name != EMBEDDING:  # rows of it are looked up, not multiplied
-                self.unseen.append(name)
+        if not self._is_seen(group):
+            self.rounded_to_nearest.append(name)
             return self._rounded.weight(name, in_features, out_features)
         exact = self._exact.weight(name, in_features, out_features)
         assert isinstance(exact, DenseTensor), name
         try:
-            return quantize_compensated(exact.to_float32(), format, moments, self._native.library)
+            if self._updates is None or self._updates[0] != group:
+                self._updates = (group, error_updates(self._moments.sum(group)))
+            return quantize_compensated(exact.to_float32(), format, self._updates[1], self._native.library)
         except ValueError as error:
             raise CheckpointError(f"{name}: {error}; use --recipe bfloat16 or float32") from error
+        finally:
+            self._num_done += 1
+            self._on_done(self._num_done)
 
-    def _observe(self, wanted: int) -> None:
+    def _is_seen(self, group: ProductGroup) -> bool:
+        """Let the records run if they have to; return whether enough of them entered the group.
+
+        With fewer rows than in channels some directions were never seen, and weights are made to fit noise.
+        """
+        wanted = next((one for one in self._passes if group in one.groups), None)
+        if wanted is None:
+            return False
+        if wanted is not self._pass:
+            self._observe(wanted)
+        return self._moments.num_rows(group) >= group.in_features
+
+    def _observe(self, wanted: _Pass) -> None:
         """Let the records run and keep what enters the weights of one pass."""
-        self._on_pass(wanted + 1, len(self._passes))
-        self._moments.start(self._passes[wanted])
-        self._pass = wanted
+        self._moments.start(wanted.groups)
+        self._pass, self._num_done, self._updates = wanted, 0, None
         if self._model is None:
             source = WatchedWeights(self._checkpoint.weights(find_recipe(RUNS_IN), self._native))
             self._model = OmniModel(self._checkpoint.config, source, watching(self._native, self._moments))
-        self._run(self._model)
+        which = f"pass {wanted.number} of {len(self._passes)}"
+        self._on_stage(f"records, {which}", self._num_records)
+        self._run(self._model, wanted.components)
+        if wanted is self._passes[-1]:
+            self._model = None  # rounding needs the memory
+        self._on_stage(f"weights, {which}", wanted.num_weights)
 
     def vector(self, name: str) -> DenseTensor:
         """See `WeightReader.vector`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tianquan.backends.native import NativeOps
@@ -17,7 +18,7 @@ from tianquan.models.omni_model import OmniModel
 from tianquan.quantization.format import QuantFormat
 from tianquan.quantization.recipes import Recipe
 from tianquan.request import MediaPolicy
-from tianquan.training.examples import build_example
+from tianquan.training.examples import Example, build_example
 
 OnStage = Callable[[str, int], None]  # (what begins, how much it is)
 OnDone = Callable[[int], None]  # how much of it is done
@@ -25,79 +26,98 @@ OnDone = Callable[[int], None]  # how much of it is done
 DEFAULT_MEMORY = 2 << 30  # bytes
 
 
-def save_calibrated(
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    output: Path,
-    record_sets: Sequence[RecordSet],
-    *,
-    policy: MediaPolicy | None = None,
-    threads: int | None = None,
-    memory: int = DEFAULT_MEMORY,
-    on_stage: OnStage = lambda what, total: None,
-    on_done: OnDone = lambda done: None,
-) -> list[str]:
-    """Write a low-bit folder as `Checkpoint.save_low_bit` does, its weights rounded for these records.
+@dataclass(kw_only=True)
+class Calibration:
+    """What to calibrate with, and how.
 
-    Args:
-        checkpoint: dense.
-        recipe: the formats; some are low-bit.
-        output: a folder that does not exist yet, or is empty.
-        record_sets: conversations with answers, of the kind the model is to be used for; some hundred are enough.
-        policy: how their media are prepared.
-        threads: of the native backend.
-        memory: bytes for tables of activations; with less the records run more often.
-        on_stage: called when records or weights begin.
-        on_done: called with how many of them are done.
-
-    Returns:
-        Names of low-bit weights that no record used, such as those of a tower whose medium does not occur. They are
-        rounded to nearest.
-
-    Raises:
-        CheckpointError: the checkpoint is a low-bit folder, or the output cannot be written.
-        ParameterError: the recipe has no low-bit weight, or there is no record.
-        RecordError: a record cannot be used.
+    record_sets: conversations with answers, of the kind the model is to be used for; some hundred are enough.
+    policy: how their media are prepared.
+    threads: of the native backend.
+    memory: bytes for what is observed at a time; with less the records run more often.
+    on_stage, on_done: progress.
     """
-    _check(checkpoint, recipe, record_sets)
-    num_records = sum(len(one.records) for one in record_sets)
-    window = checkpoint.config.language.max_position_embeddings
-    done = 0
 
-    def run(model: OmniModel) -> None:
-        pairs = ((one, record) for one in record_sets for record in one.records)
-        for n, (one, record) in enumerate(pairs, 1):
-            example = build_example(checkpoint.processor, record, policy or MediaPolicy(), one.media_root, window)
-            answer_logits(model, example)
-            on_done(n)
-        on_stage("weights", num_weights)
-        on_done(done)
+    record_sets: Sequence[RecordSet]
+    policy: MediaPolicy = field(default_factory=MediaPolicy)
+    threads: int | None = None
+    memory: int = DEFAULT_MEMORY
+    on_stage: OnStage = lambda what, total: None
+    on_done: OnDone = lambda done: None
 
-    def on_weight(number: int, total: int) -> None:
-        nonlocal done
-        done = number
-        on_done(number)
+    def save(self, checkpoint: Checkpoint, recipe: Recipe, output: Path) -> list[str]:
+        """Write a low-bit folder as `Checkpoint.save_low_bit` does, its weights rounded for the records.
 
-    weights = CalibratedWeights(
-        checkpoint,
-        recipe,
-        NativeOps(threads),
-        run,
-        memory,
-        lambda n, total: on_stage(f"records, pass {n} of {total}", num_records),
-        on_weight,
-    )
-    num_weights = weights.num_weights
-    save_low_bit(checkpoint.folder, checkpoint.config, weights, recipe, output)
-    return weights.unseen
+        Args:
+            checkpoint: dense.
+            recipe: the formats; some are low-bit.
+            output: a folder that does not exist yet, or is empty.
 
+        Returns:
+            Names of low-bit matrices that were rounded to nearest, because less went through them than they have in
+            channels: those of a tower whose medium does not occur, or all if the records are too few.
 
-def _check(checkpoint: Checkpoint, recipe: Recipe, record_sets: Sequence[RecordSet]) -> None:
-    if not isinstance(checkpoint.files, TensorFiles):
-        raise CheckpointError(f"{checkpoint.folder}: is a low-bit folder already; calibration starts from the original")
-    if not any(isinstance(format, QuantFormat) for _, format in recipe.rules):
-        raise ParameterError(
-            f"recipe {recipe.name} rounds nothing that records could be of use for; expected int4, int8"
+        Raises:
+            CheckpointError: the checkpoint is a low-bit folder, or the output cannot be written.
+            ParameterError: the recipe has no low-bit weight, there is no record, or the memory is too small.
+            RecordError: a record cannot be used; all are looked at before anything is computed.
+        """
+        if not isinstance(checkpoint.files, TensorFiles):
+            raise CheckpointError(
+                f"{checkpoint.folder}: is a low-bit folder already; calibration starts from the original"
+            )
+        if not any(isinstance(format, QuantFormat) for _, format in recipe.rules):
+            raise ParameterError(
+                f"recipe {recipe.name} rounds nothing that records could be of use for; expected int4, int4-asym, "
+                "int4-small or int8"
+            )
+        components = self._components(checkpoint)
+        weights = CalibratedWeights(
+            checkpoint,
+            recipe,
+            NativeOps(self.threads),
+            lambda model, wanted: self._run(checkpoint, model, wanted),
+            components,
+            self._num_records,
+            self.memory,
+            self.on_stage,
+            self.on_done,
         )
-    if not any(one.records for one in record_sets):
-        raise ParameterError("calibration needs records, the files given have none")
+        nearest = weights.rounded_to_nearest
+        notes = {"records": self._num_records, "rounded_to_nearest": nearest}
+        save_low_bit(checkpoint.folder, checkpoint.config, weights, recipe, output, notes)
+        return nearest
+
+    def _examples(self, checkpoint: Checkpoint) -> Iterator[Example]:
+        window = checkpoint.config.language.max_position_embeddings
+        for one in self.record_sets:
+            for record in one.records:
+                yield build_example(checkpoint.processor, record, self.policy, one.media_root, window)
+
+    @property
+    def _num_records(self) -> int:
+        return sum(len(one.records) for one in self.record_sets)
+
+    def _components(self, checkpoint: Checkpoint) -> set[str]:
+        """Look at all records; return the components they use."""
+        if not self._num_records:
+            raise ParameterError("calibration needs records, the files given have none")
+        self.on_stage("records, checked", self._num_records)
+        components = {"language_model"}
+        for n, example in enumerate(self._examples(checkpoint), 1):
+            components.update(("vision", "resampler") if example.prompt.images else ())
+            components.update(("audio",) if example.prompt.audios else ())
+            self.on_done(n)
+        return components
+
+    def _run(self, checkpoint: Checkpoint, model: OmniModel, components: frozenset[str]) -> None:
+        """Let a model process the records as far as the components need it."""
+        for n, example in enumerate(self._examples(checkpoint), 1):
+            prompt = example.prompt
+            if "language_model" in components:
+                answer_logits(model, example)
+            else:
+                if prompt.images and not components.isdisjoint(("vision", "resampler")):
+                    model.encode_images(prompt.images)
+                if prompt.audios and "audio" in components:
+                    model.encode_audios(prompt.audios)
+            self.on_done(n)

@@ -1,7 +1,8 @@
 """Saved low-bit folders: the weights as they run, mapped from disk, with all that is needed beside them.
 
     config.json, tokenizer.json, ...   copies of the original's files
-    quantization.json                  format_version, recipe, and size and checksum of every other file
+    quantization.json                  format_version, recipe, and size and checksum of every other file; for a
+                                       folder fitted to records, calibration: how many, what was left out
     COMPONENT.safetensors              language_model, vision, resampler, audio; tensors under our names:
                                        NAME.codes, NAME.scales, NAME.zero_points  a low-bit matrix
                                        NAME.weight                               a dense matrix or vector
@@ -17,7 +18,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,14 @@ def stored_entries(weight: NeededWeight, recipe: Recipe) -> dict[str, Entry]:
     return entries
 
 
-def save_low_bit(source_folder: Path, config: ModelConfig, weights: WeightReader, recipe: Recipe, output: Path) -> None:
+def save_low_bit(
+    source_folder: Path,
+    config: ModelConfig,
+    weights: WeightReader,
+    recipe: Recipe,
+    output: Path,
+    calibration: Mapping[str, Any] | None = None,
+) -> None:
     """Write a low-bit folder. It appears whole or not at all.
 
     Args:
@@ -124,6 +132,7 @@ def save_low_bit(source_folder: Path, config: ModelConfig, weights: WeightReader
         weights: the original's weights, already in the recipe's formats.
         recipe: what those formats are.
         output: a folder that does not exist yet, or is empty.
+        calibration: what the manifest says of it, read when all weights are written.
 
     Raises:
         CheckpointError: the output exists, is no folder of its own, cannot be written, or the disk is too small.
@@ -132,7 +141,11 @@ def save_low_bit(source_folder: Path, config: ModelConfig, weights: WeightReader
     needed = needed_weights(config)
     size = sum(_num_bytes(entry) for w in needed for entry in stored_entries(w, recipe).values())
     with new_folder(output, size) as temporary:
-        _write_folder(temporary, source_folder, needed, weights, recipe)
+        files = _write_files(temporary, source_folder, needed, weights, recipe)
+        manifest: dict[str, Any] = {"format_version": FORMAT_VERSION, "recipe": recipe.to_dict(), "files": files}
+        if calibration is not None:
+            manifest["calibration"] = dict(calibration)
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
 
 def _num_bytes(entry: Entry) -> int:
@@ -140,9 +153,10 @@ def _num_bytes(entry: Entry) -> int:
     return math.prod(entry[1]) * itemsize
 
 
-def _write_folder(
+def _write_files(
     folder: Path, source: Path, needed: Sequence[NeededWeight], weights: WeightReader, recipe: Recipe
-) -> None:
+) -> dict[str, Any]:
+    """Write all files but the manifest; return what it says of them."""
     files = {}
     for name in COPIED_FILES:
         if is_present(source / name):
@@ -157,8 +171,7 @@ def _write_folder(
                 for name, array in _arrays(weight, weights):
                     writer.write(name, array)
         files[path.name] = _describe(path)
-    manifest = {"format_version": FORMAT_VERSION, "recipe": recipe.to_dict(), "files": files}
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    return files
 
 
 def _describe(path: Path) -> dict[str, Any]:
@@ -187,6 +200,7 @@ class LowBitFolder:
     recipe: Recipe
     files: dict[str, tuple[int, str]]  # file name -> bytes, checksum
     entries: dict[str, dict[str, Entry]]  # component -> its tensors
+    num_calibration_records: int | None = None  # None: rounded to nearest
 
     @classmethod
     def open(cls, folder: Path, config: ModelConfig) -> LowBitFolder:
@@ -217,7 +231,9 @@ class LowBitFolder:
                 _check_file(folder / name, _listed_file(folder, listed, name)[1])
             elif is_present(folder / name):
                 raise CheckpointError(f"{folder / name}: is not in {MANIFEST}; remove it or save the folder again")
-        return cls(folder, recipe, files, entries)
+        calibration = manifest.optional("calibration")
+        num_records = None if calibration is None else manifest.section("calibration").integer("records")
+        return cls(folder, recipe, files, entries, num_records)
 
     def component_bytes(self) -> dict[str, int]:
         """Return the bytes of each component's file."""

@@ -52,7 +52,11 @@ def info(
         f"{total['memory_bytes'] / 1e6:,.1f} MB",
     )
     console.print(table)
-    console.print(f"recipe {report['recipe']}, backend {report['backend']} ({report['isa']}), {report['machine']}")
+    records = report["calibration_records"]
+    fitted = "" if records is None else f" (calibrated on {records} records)"
+    console.print(
+        f"recipe {report['recipe']}{fitted}, backend {report['backend']} ({report['isa']}), {report['machine']}"
+    )
     console.print(f"context window {report['config']['language']['max_position_embeddings']} tokens")
 
 
@@ -67,6 +71,7 @@ def collect(
     """Return the documented JSON form of `info`."""
     from tianquan.backends import make_ops
     from tianquan.checkpoint import find_folder, open_checkpoint
+    from tianquan.checkpoint.low_bit import LowBitFolder
     from tianquan.checkpoint.tensor_list import needed_weights
 
     checkpoint = open_checkpoint(find_folder(model, revision))
@@ -82,12 +87,13 @@ def collect(
             part["formats"].append(format)
     for name, num_bytes in checkpoint.files.component_bytes().items():
         components[name]["file_bytes"] = num_bytes
-    keys = ("parameters", "file_bytes", "memory_bytes")
+    keys, files = ("parameters", "file_bytes", "memory_bytes"), checkpoint.files
     return {
         "model": str(model),
         "components": components,
         "total": {key: sum(part[key] for part in components.values()) for key in keys},
         "recipe": recipe.name,
+        "calibration_records": files.num_calibration_records if isinstance(files, LowBitFolder) else None,
         "backend": ops.name,
         "isa": ops.isa,
         "machine": platform.machine(),

@@ -28,22 +28,26 @@ def quantize(
     media_root: options.MediaRoot = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N records of each file.", min=1)] = None,
     calibration_memory: Annotated[
-        str, typer.Option(help="Memory for --calibrate, as 2G; with less the records run more often.")
-    ] = "2G",
+        str | None, typer.Option(help="Memory for what --calibrate observes at a time, as 2G (the default).")
+    ] = None,
     threads: options.Threads = None,
     revision: options.Revision = None,
 ) -> None:
     """Quantize a checkpoint once, and save it with all it needs."""
     from tianquan.backends import make_ops
     from tianquan.checkpoint import find_folder, open_checkpoint
+    from tianquan.errors import ParameterError
     from tianquan.quantization.recipes import find_recipe
 
     chosen = find_recipe(recipe)
+    given = [("--media-root", media_root), ("--limit", limit), ("--calibration-memory", calibration_memory)]
+    alone = [name for name, value in given if value is not None]
+    if alone and not calibrate:
+        raise ParameterError(f"{', '.join(alone)}: for the records of --calibrate, which was not given")
     checkpoint = open_checkpoint(find_folder(model, revision))
     before = sum(checkpoint.files.component_bytes().values())
     if calibrate:
-        memory = options.parse_bytes(calibration_memory, "--calibration-memory")
-        _calibrate(checkpoint, chosen, output, calibrate, media_root, limit, memory, threads)
+        _calibrate(checkpoint, chosen, output, calibrate, media_root, limit, calibration_memory, threads)
     else:
         progress = options.LoadProgress("quantizing")
         try:
@@ -61,26 +65,28 @@ def _calibrate(
     files: Sequence[Path],
     media_root: Path | None,
     limit: int | None,
-    memory: int | None,
+    memory: str | None,
     threads: int | None,
 ) -> None:
     """Write the folder with weights fitted to records, and say which none of them used."""
-    from tianquan.calibration.save import DEFAULT_MEMORY, save_calibrated
+    from tianquan.calibration.save import DEFAULT_MEMORY, Calibration
     from tianquan.evaluation.run import RecordSet
     from tianquan.training.records import read_records
 
     sets = [RecordSet(tuple(read_records(path)[:limit]), media_root or path.parent) for path in files]
+    num_bytes = options.parse_bytes(memory, "--calibration-memory")
     with WorkProgress("calibrating:") as progress:
-        unseen = save_calibrated(
-            checkpoint,
-            recipe,
-            output,
-            sets,
+        calibration = Calibration(
+            record_sets=sets,
             threads=threads,
-            memory=memory or DEFAULT_MEMORY,
+            memory=DEFAULT_MEMORY if num_bytes is None else num_bytes,
             on_stage=progress.begin,
             on_done=progress.advance_to,
         )
-    if unseen:
-        components = ", ".join(dict.fromkeys(name.partition(".")[0] for name in unseen))
-        print(f"rounded to nearest, no record used them: {len(unseen)} weights of {components}", file=sys.stderr)
+        nearest = calibration.save(checkpoint, recipe, output)
+    if nearest:
+        components = ", ".join(dict.fromkeys(name.partition(".")[0] for name in nearest))
+        print(
+            f"rounded to nearest, too little of the records went through them: {len(nearest)} matrices of {components}",
+            file=sys.stderr,
+        )

@@ -16,6 +16,8 @@ Legend: O out channels, I in channels, P panels of 8 out channels, G groups of i
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -26,33 +28,76 @@ from tianquan.quantization.quantizers import code_range, quantize
 Float32 = npt.NDArray[np.float32]
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it: columns that few records move stay where they are
+_ROWS_AT_ONCE = 4096  # rows are independent of each other; a multiple of PANEL
+_SMALL_TRIANGLE = 128
 
 
 def quantize_compensated(
-    weight: Float32, format: QuantFormat, second_moments: Float32, library: KernelLibrary | None = None
+    weight: Float32, format: QuantFormat, updates: Float32, library: KernelLibrary | None = None
 ) -> QuantizedTensor:
     """Return `weight` (O, I) in `format` with little error of its products with the activations that were seen.
 
     Args:
         weight: finite float32 values.
         format: the format to store them in.
-        second_moments: (I, I), sum of x^T x over the activations; any positive factor of it gives the same.
+        updates: (I, I), what `error_updates` gave for these activations.
         library: the native kernels, which search the scales of a group faster; the result has the same bits.
 
     Raises:
         ValueError: a value is not finite, or too large for a float16 scale.
     """
+    assert updates.shape == (weight.shape[1], weight.shape[1]), (updates.shape, weight.shape)
+    starts = range(0, len(weight), _ROWS_AT_ONCE)
+    return QuantizedTensor.concatenate(
+        [_round_rows(weight[start : start + _ROWS_AT_ONCE], format, updates, library) for start in starts]
+    )
+
+
+def error_updates(second_moments: Float32) -> Float32:
+    """Return U (I, I), upper triangular, with U^T U the inverse of the damped moments: how errors are made up for.
+
+    Args:
+        second_moments: (I, I), sum of x^T x over the activations; any positive factor of it gives the same.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    if not np.isfinite(second_moments.sum()):
+        raise ValueError("the activations are not finite")
+    moments = np.array(second_moments[::-1, ::-1], np.float64)
+    mean = np.trace(moments) / len(moments)
+    moments[np.diag_indices_from(moments)] += DAMPING * mean if mean > 0 else 1.0
+    # With both orders reversed, the lower triangle of Cholesky is the upper triangle R with moments = R R^T.
+    triangle = np.linalg.cholesky(moments)[::-1, ::-1]
+    del moments
+    _invert_upper(triangle)
+    return np.ascontiguousarray(triangle, np.float32)
+
+
+def _invert_upper(triangle: npt.NDArray[np.floating[Any]]) -> None:
+    """Invert an upper triangular matrix in place: its halves, then the corner -A^-1 B C^-1."""
+    half = len(triangle) // 2
+    if len(triangle) <= _SMALL_TRIANGLE:
+        triangle[...] = np.triu(np.linalg.inv(triangle))
+        return
+    upper, corner, lower = triangle[:half, :half], triangle[:half, half:], triangle[half:, half:]
+    _invert_upper(upper)
+    _invert_upper(lower)
+    corner[...] = -(upper @ corner) @ lower
+
+
+def _round_rows(
+    weight: Float32, format: QuantFormat, updates: Float32, library: KernelLibrary | None
+) -> QuantizedTensor:
     num_rows, num_columns = weight.shape
-    assert second_moments.shape == (num_columns, num_columns), (second_moments.shape, weight.shape)
-    update = _updates(second_moments)
     left = np.array(weight, np.float32)  # columns that are not rounded yet, with what they have to make up for
     groups = []
     for start in range(0, num_columns, format.group_size):
         stop = min(start + format.group_size, num_columns)
-        importance = (1 / np.diagonal(update)[start:stop] ** 2).astype(np.float32)
+        importance = (1 / np.diagonal(updates)[start:stop] ** 2).astype(np.float32)
         importance /= importance.mean()
         scaled = quantize(np.ascontiguousarray(left[:, start:stop]), format, importance, library)
-        groups.append(_round_group(left, start, stop, scaled, update))
+        groups.append(_round_group(left, start, stop, scaled, updates))
     codes = np.concatenate([unpack(group.codes, format) for group in groups], axis=2)  # (P, 8, G, group_size)
     scales = np.concatenate([group.scales for group in groups], axis=1)
     zero_points = None
@@ -61,17 +106,7 @@ def quantize_compensated(
     return QuantizedTensor(format, (num_rows, num_columns), pack(codes, format), scales, zero_points)
 
 
-def _updates(second_moments: Float32) -> Float32:
-    """Return U (I, I), upper triangular, with U^T U the inverse of the damped moments."""
-    moments = np.array(second_moments, np.float64)
-    mean = np.trace(moments) / len(moments)
-    moments[np.diag_indices_from(moments)] += DAMPING * mean if mean > 0 else 1.0
-    # With both orders reversed, the lower triangle of Cholesky is the upper triangle R with moments = R R^T.
-    reverse = np.linalg.cholesky(moments[::-1, ::-1])[::-1, ::-1]
-    return np.triu(np.linalg.inv(reverse)).astype(np.float32)
-
-
-def _round_group(left: Float32, start: int, stop: int, scaled: QuantizedTensor, update: Float32) -> QuantizedTensor:
+def _round_group(left: Float32, start: int, stop: int, scaled: QuantizedTensor, updates: Float32) -> QuantizedTensor:
     """Round columns start:stop to the scales found for them; let the columns after them make up for it, in `left`.
 
     Returns:
@@ -87,10 +122,10 @@ def _round_group(left: Float32, start: int, stop: int, scaled: QuantizedTensor, 
     for n, column in enumerate(range(start, stop)):
         code = np.clip(np.rint(left[:, column] * inverse + zero_point), low, high)
         codes[:num_rows, n] = code
-        error = (left[:, column] - (code - zero_point) * scale) / update[column, column]
-        left[:, column:stop] -= np.outer(error, update[column, column:stop])
+        error = (left[:, column] - (code - zero_point) * scale) / updates[column, column]
+        left[:, column:stop] -= np.outer(error, updates[column, column:stop])
         errors[:, n] = error
-    left[:, stop:] -= errors @ update[start:stop, stop:]
+    left[:, stop:] -= errors @ updates[start:stop, stop:]
     if not format.symmetric:  # what pads a group must stand for zero, as `quantize` has it
         padding = unpack(scaled.codes, format).reshape(len(codes), -1)
         codes[num_rows:], codes[:, stop - start :] = padding[num_rows:], padding[:, stop - start :]

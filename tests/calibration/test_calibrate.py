@@ -81,13 +81,13 @@ def test_less_memory_means_more_passes_and_the_same_weights(
     stages = []
     calibration = Calibration(
         record_sets=[RecordSet(parsed(records), media_root)],
-        memory=30 << 20,
+        memory=24 << 20,
         on_stage=lambda what, total: stages.append(what),
     )
     calibration.save(open_checkpoint(checkpoint_folder), find_recipe("int4"), tmp_path / "again")
     passes = [stage for stage in stages if "pass" in stage]
     last = len(passes) // 2
-    assert last >= 3
+    assert last >= 2
     assert passes[-2:] == [f"records, pass {last} of {last}", f"weights, pass {last} of {last}"]
     for path in calibrated.glob("*.safetensors"):
         other = (tmp_path / "again" / path.name).read_bytes()

@@ -17,6 +17,7 @@ from typing import Any, get_args
 
 from embedded_model import asks, colours, fonts, scene_plans, shapes, speech, words
 from embedded_model.asks import Ask, Language
+from embedded_model.films import Film
 from embedded_model.fonts import Split
 from embedded_model.pictures import CANVASES, Picture, Wanted, draw_scene, plan_scene
 from embedded_model.speech import ClipBank
@@ -75,6 +76,7 @@ class Sample:
     conversation: list[dict[str, Any]]
     pictures: tuple[Picture, ...]  # with their patch labels, in the order of the conversation
     sounds: tuple[Sound, ...]  # with their frame labels, likewise
+    films: tuple[Film, ...]
     asks: tuple[Ask, ...]  # the questions about a scene, without words
 
 
@@ -130,6 +132,7 @@ class SampleStream:
             conversation=draft.conversation,
             pictures=tuple(draft.pictures),
             sounds=tuple(draft.sounds),
+            films=tuple(draft.films),
             asks=tuple(draft.asks),
         )
 

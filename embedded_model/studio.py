@@ -47,6 +47,7 @@ class Draft:
     conversation: list[dict[str, Any]] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     sounds: list[Sound] = field(default_factory=list)
+    films: list[Film] = field(default_factory=list)
     asks: list[Ask] = field(default_factory=list)  # about the one scene, a turn each
 
     def ask(
@@ -68,6 +69,7 @@ class Draft:
             self.sounds.append(sound)
         if film is not None:
             content["video"] = (film.frames, film.rate)
+            self.films.append(film)
         self.conversation.append({"role": "user", "content": content})
         self.conversation.append({"role": "assistant", "content": {"text": reply}})
         return self

@@ -27,6 +27,7 @@ from accelerate import PartialState
 from embedded_model.blueprint import MAX_SLICES, write_blueprint
 from embedded_model.curriculum import SHIPPED, STAGES, stages_before
 from embedded_model.deepen import deepen, num_layers
+from embedded_model.frame_targets import follow
 from embedded_model.grounding import GroundedObjective, ground
 from embedded_model.samples import SampleStream
 from embedded_model.stage import Stage
@@ -75,6 +76,8 @@ class SampleSteps:
             image = ImagePolicy(max_slices=MAX_SLICES, image_detail=("full", "trim")[index % 2])
         policy = MediaPolicy(image=image)
         example = build_example(self._checkpoint.processor, record, policy, None, window)
+        if sample.films and sample.films[0].bounced:
+            example = follow(example, sample.films[0], self._checkpoint.processor.tokenizer)
         return ground(example, sample, self._stream.bank()) if self._stage.dense_share else example
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from embedded_model.asks import both_words
 from embedded_model.films import FILM_KINDS, MANY_FRAMES, MAX_BOUNCES, NUM_FRAMES, SIDE, _arc_heights, draw_film
+from embedded_model.frame_targets import follow
 from embedded_model.moments import ask_moments
 from embedded_model.samples import WEIGHTS
 from embedded_model.write_records import write_records
@@ -147,3 +148,22 @@ def test_what_is_said_of_moments_leads_to_the_answer():
             assert reply.isdigit() or named <= things
         assert {0, len(things)} <= set().union(*numbers.values())
         assert all(len(said) == 1 for said in numbers.values())
+
+
+def test_a_ball_is_followed_frame_by_frame(train, processor):
+    policy, followed = MediaPolicy(video=VideoPolicy(max_tokens=10_000)), 0
+    for n in range(12):
+        sample = train.sample(n, {"film_bounces": 1.0})
+        record = Record(tuple(parse_messages(sample.conversation)), "film")
+        example = build_example(processor, record, policy, None, 10_000)
+        other, (film,) = follow(example, sample.films[0], processor.tokenizer), sample.films
+        if other is example:  # two frames were alike
+            continue
+        followed += 1
+        extra = np.flatnonzero(other.loss_mask & ~example.loss_mask)
+        known = [str(number) for number in film.bounced if number is not None]
+        assert [processor.tokenizer.decode([int(token)]) for token in other.targets[extra]] == known
+        assert (np.diff(extra) > 3).all()
+        np.testing.assert_array_equal(other.targets[example.loss_mask], example.prompt.token_ids[example.loss_mask])
+        np.testing.assert_array_equal(other.prompt.token_ids, example.prompt.token_ids)
+    assert followed >= 6

@@ -28,6 +28,12 @@ class Example:
     loss_mask: npt.NDArray[np.bool_]  # (T,)
     source: str
     group: str = ""  # a name to report accuracy by: the record's task
+    other_targets: npt.NDArray[np.int32] | None = None  # (T,), to be predicted instead of the tokens themselves
+
+    @property
+    def targets(self) -> npt.NDArray[np.int32]:
+        """What is to be predicted where the mask says so, (T,)."""
+        return self.prompt.token_ids if self.other_targets is None else self.other_targets
 
 
 def build_example(

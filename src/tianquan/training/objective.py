@@ -79,7 +79,8 @@ class AnswerObjective(Objective[Example]):
         rows = np.flatnonzero(mask) - 1  # the token before predicts
         hidden = self._place_features(model.language_model.embed(token_ids), examples, offsets)
         logits = model.language_model.forward_whole(hidden, offsets, rows)  # (N, vocab)
-        targets = torch.as_tensor(token_ids[mask], dtype=torch.long, device=logits.device)
+        wanted = np.concatenate([example.targets for example in examples])[mask]
+        targets = torch.as_tensor(wanted, dtype=torch.long, device=logits.device)
         total = functional.cross_entropy(logits.float(), targets, reduction="sum")
         hits = ops.to_numpy(logits.argmax(-1) == targets).astype(bool)
         return StepLoss(

@@ -358,7 +358,7 @@ STAGES: dict[str, Stage] = {
     # Asked for single moments the model did not find the frame by its time, and learned nothing for the count.
     "frames": replace(
         DEEPER,
-        plan=replace(FLOAT32, num_steps=120, learning_rate=1e-3, warmup_steps=10, seed=31),
+        plan=replace(FLOAT32, num_steps=150, learning_rate=1e-3, warmup_steps=10, seed=31),
         batch_size=64,
         after="deeper",
         parts=("language_model", "resampler"),
@@ -368,7 +368,7 @@ STAGES: dict[str, Stage] = {
     # Everything again, as in "recall", with the drills in it.
     "gather": replace(
         DEEPER,
-        plan=replace(FLOAT32, num_steps=260, schedule="linear", warmup_steps=10, seed=30),
+        plan=replace(FLOAT32, num_steps=240, schedule="linear", warmup_steps=10, seed=30),
         after="frames",
         weights={
             "interview": 20,

@@ -23,9 +23,9 @@ def draw_shapes() -> Image.Image:
     """Return a red circle, a blue square and a yellow triangle."""
     image = Image.new("RGB", (448 * SCALE, 448 * SCALE), "#ece8df")
     draw = ImageDraw.Draw(image)
-    draw.ellipse(_scaled(45, 154, 185, 294), fill="#cf2f26")
-    draw.rectangle(_scaled(271, 256, 415, 400), fill="#2456c4")
-    draw.polygon(_scaled(218, 25, 300, 164, 136, 164), fill="#eac81f")
+    draw.ellipse(_scaled(33, 170, 173, 310), fill="#cf2f26")
+    draw.rectangle(_scaled(255, 252, 399, 396), fill="#2456c4")
+    draw.polygon(_scaled(204, 35, 286, 174, 122, 174), fill="#eac81f")
     return image.resize((448, 448), Image.Resampling.LANCZOS)
 
 

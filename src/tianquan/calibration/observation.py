@@ -34,7 +34,6 @@ from tianquan.models.weights import WeightSource
 
 Float32 = npt.NDArray[np.float32]
 
-
 ROWS_AT_ONCE = 512  # multiplied together: adding to a table costs as much as some hundred rows
 _TABLE_ROWS_AT_ONCE = 1024
 
@@ -93,9 +92,13 @@ class SecondMoments:
         self._tables.clear()
         self._tables.update((group.names, _Table(group.in_features)) for group in groups)
 
+    def wants(self, names: tuple[str, ...]) -> bool:
+        """Return whether a group was asked for."""
+        return names in self._tables
+
     def add(self, names: tuple[str, ...], x: Float32) -> None:
         """Add the rows (T, I) that enter the products of a group."""
-        if names in self._tables:
+        if self.wants(names):
             self._tables[names].add(x)
 
     def num_rows(self, group: ProductGroup) -> int:
@@ -174,7 +177,8 @@ class _WatchingOps:
     def conv1d(
         self, x: Array, linear: _Watched, kernel: int, stride: int, activation: Activation | None, offsets: Offsets
     ) -> Array:
-        self._moments.add(linear.names, windows(self._ops.to_numpy(x), kernel, stride, offsets))
+        if self._moments.wants(linear.names):
+            self._moments.add(linear.names, windows(self._ops.to_numpy(x), kernel, stride, offsets))
         return self._ops.conv1d(x, linear.handle, kernel, stride, activation, offsets)
 
 

@@ -11,6 +11,7 @@ from tianquan.calibration.calibrated_weights import CalibratedWeights
 from tianquan.checkpoint import Checkpoint
 from tianquan.checkpoint.loader import TensorFiles
 from tianquan.checkpoint.low_bit import save_low_bit
+from tianquan.checkpoint.new_folder import check_new_folder
 from tianquan.errors import CheckpointError, ParameterError
 from tianquan.evaluation.divergence import answer_logits
 from tianquan.evaluation.run import RecordSet
@@ -70,6 +71,7 @@ class Calibration:
                 f"recipe {recipe.name} rounds nothing that records could be of use for; expected int4, int4-asym, "
                 "int4-small or int8"
             )
+        check_new_folder(output)  # before all records are looked at
         components = self._components(checkpoint)
         weights = CalibratedWeights(
             checkpoint,

@@ -1,4 +1,4 @@
-"""From a synthesised clip to a recording: speed, silence, band limits, echo, noise, level.
+"""From a synthesised clip to a recording: another voice, speed, silence, band limits, echo, noise, level.
 
 Legend: N samples at 16 kHz.
 """
@@ -15,6 +15,9 @@ Waveform = npt.NDArray[np.float32]  # (N,)
 
 CLEAN = 0.3  # share of clips that get silence and level only
 MAX_SPEED_CHANGE = 0.07
+RATES = tuple(range(13_600, 22_800, 400))  # Hz; a clip taken to have this rate is a smaller or larger person's
+TIMBRE = (150, 400, 800, 1300, 2000, 3000, 4500, 8000)  # Hz, where a voice is louder or weaker than another
+TIMBRE_SPREAD = 7.0  # decibels
 
 
 def resample(samples: npt.NDArray[np.int16], source_rate: int) -> npt.NDArray[np.int16]:
@@ -30,6 +33,23 @@ def resample(samples: npt.NDArray[np.int16], source_rate: int) -> npt.NDArray[np
     wave = np.fft.irfft(spectrum, out_len) * (out_len / padded.size)
     keep = round(samples.size * SAMPLE_RATE / source_rate)
     return np.clip(np.round(wave[:keep]), -32768, 32767).astype(np.int16)
+
+
+def change_voice(clip: npt.NDArray[np.int16], rng: random.Random) -> tuple[npt.NDArray[np.int16], float]:
+    """Return a clip as someone else might say it, and the factor by which times inside it were stretched.
+
+    Pitch and formants move together, up to 15 % down or 40 % up, and so does the speed; then parts of the spectrum are
+    made louder or weaker. A synthesiser has some dozens of voices; a model that heard only those fails on the next.
+    """
+    rate = rng.choice(RATES)
+    voice = resample(clip, rate).astype(np.float32)
+    size = 1 << max(1, voice.size - 1).bit_length()
+    frequency = np.linspace(0, SAMPLE_RATE / 2, size // 2 + 1)
+    decibels = np.interp(np.log(frequency + 1), np.log(TIMBRE), [rng.gauss(0, TIMBRE_SPREAD) for _ in TIMBRE])
+    voice = np.fft.irfft(np.fft.rfft(voice, size) * 10 ** (decibels / 20), size)[: voice.size].astype(np.float32)
+    loudest = max(1.0, float(np.abs(voice).max()))
+    voice *= float(np.abs(clip.astype(np.float32)).max()) / loudest
+    return np.clip(np.round(voice), -32768, 32767).astype(np.int16), SAMPLE_RATE / rate
 
 
 def record(

@@ -110,6 +110,7 @@ class Film:
     asked: Object
     other_end: tuple[str, str] | None = None  # of an ordered film: what came last if the question asks for the first
     bounced: tuple[int | None, ...] = ()  # of a bouncing one: how often until each frame, None while it happens
+    changed: tuple[Object | None, ...] = ()  # of an ordered one: what has come or gone in each frame
 
 
 def draw_film(kind: FilmKind, language: Language, rng: random.Random, noise: np.random.Generator) -> Film:
@@ -150,7 +151,8 @@ def _order(language: Language, rng: random.Random, noise: np.random.Generator) -
     film = _film(f"{kind}_{end}", scene, frames, thing, reply, language, rng, noise)
     other, end = (scene.objects[-1], "last") if end == "first" else (scene.objects[0], "first")
     question = rng.choice(_QUESTIONS[f"{kind}_{end}"][language])
-    return replace(film, other_end=(question, asks.both_words(other.colour, other.shape, language)))
+    changed = tuple(next((thing for thing, at in ordered if at == n), None) for n in range(count))
+    return replace(film, other_end=(question, asks.both_words(other.colour, other.shape, language)), changed=changed)
 
 
 def _colour_change(language: Language, rng: random.Random, noise: np.random.Generator) -> Film:

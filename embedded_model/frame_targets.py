@@ -1,29 +1,67 @@
-"""Films with an answer after every frame: where a frame ends the model is to say how often the ball has bounced so far.
+"""Films with an answer after every frame: how often the ball has bounced so far, or what has just come or gone.
 
-A count is one token after up to twenty frames. To predict it at the end of each, where in truth the time of the next
-frame follows, makes the model keep it up to date; nothing of this is said when it answers.
+A count is one token after up to twenty frames, and so is what came first. To predict where each frame ends how things
+stand, where in truth the end of the slice or the time of the next frame follows, makes the model keep up with the film;
+nothing of this is said when it answers.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
+from embedded_model import asks
+from embedded_model.asks import Language
 from embedded_model.films import Film
+from tianquan.processing.frames import time_text
 from tianquan.processing.tokenizer import Tokenizer
 from tianquan.training.examples import Example
 
-AFTER_SPAN = 2  # tokens: the slice's closing one and the line feed, after which the next token is predicted
+CLOSING, AFTER_SLICE = 0, 2  # tokens after the features: the slice's closing one, and the first after the line feed
+NOTHING = "0"
+TIME = re.compile(r"\d+\.\ds")
 
 
-def follow(example: Example, film: Film, tokenizer: Tokenizer) -> Example:
-    """Return an example that also predicts `film.bounced` frame by frame; unchanged if frames are missing."""
+def follow(example: Example, film: Film, language: Language, tokenizer: Tokenizer) -> Example:
+    """Return an example that also predicts what is known of each frame that is shown; unchanged if nothing is.
+
+    After a frame comes a count, or a colour; in the place of the token that closes its slice, a shape.
+    """
     spans = [span for span in example.prompt.spans if span.kind == "image"]
-    if len(spans) != len(film.bounced):
-        return example
     mask, targets = example.loss_mask.copy(), example.prompt.token_ids.copy()
-    for span, number in zip(spans, film.bounced, strict=True):
-        place = span.start + span.length + AFTER_SPAN
-        if number is not None and not mask[place]:
-            mask[place] = True
-            (targets[place],) = tokenizer.encode_text(str(number))
+    for span, frame in zip(spans, _frames_shown(example, film, tokenizer), strict=True):
+        for place, word in _words(film, frame, language).items():
+            at = span.start + span.length + place
+            if not mask[at]:
+                mask[at] = True
+                targets[at] = tokenizer.encode_text(word)[0]
     return replace(example, loss_mask=mask, other_targets=targets)
+
+
+def _frames_shown(example: Example, film: Film, tokenizer: Tokenizer) -> list[int]:
+    """Return which frame each picture of the prompt is, by the time written before it; some are left out."""
+    times = [time_text(n / film.rate) for n in range(len(film.frames))]
+    token_ids, end, frames = example.prompt.token_ids, 0, []
+    for span in example.prompt.spans:
+        if span.kind == "image":
+            before = tokenizer.decode(token_ids[end : span.start].tolist())
+            frames.append(times.index(TIME.findall(before)[-1]))
+        end = span.start + span.length
+    return frames
+
+
+def _words(film: Film, frame: int, language: Language) -> dict[int, str]:
+    """Return what is to be predicted behind a frame: the word by the number of tokens after its features."""
+    if film.bounced:
+        number = film.bounced[frame]
+        return {} if number is None else {AFTER_SLICE: str(number)}
+    if not film.changed:
+        return {}
+    thing = film.changed[frame]
+    if thing is None:
+        return dict.fromkeys((CLOSING, AFTER_SLICE), NOTHING)
+    space = " " if language == "en" else ""  # as words stand inside an answer, each one token
+    return {
+        CLOSING: space + asks.shape_word(thing.shape, language),
+        AFTER_SLICE: space + asks.colour_word(thing.colour, language),
+    }

@@ -19,6 +19,7 @@ from embedded_model.pictures import Picture, Scene, draw_scene, sample_size
 from embedded_model.speech import FRAME_SAMPLES, Clip, ClipBank, Span
 from embedded_model.writing import draw_text
 
+CHANGED_VOICES = 0.5  # share of the clips for training
 OTHER_LANGUAGE = 0.12  # share of reading and transcription prompts in the other language than the medium
 
 
@@ -102,8 +103,12 @@ class Studio:
         return draw_text(lines, self.size(), self.split, self.rng, self.noise)
 
     def sound(self, clip: Clip) -> Sound:
-        """Record a clip."""
-        samples, stretch, lead = acoustics.record(clip.samples, self.rng, self.noise)
+        """Record a clip; half of those for training are said by voices that the synthesiser does not have."""
+        said, stretch = clip.samples, 1.0
+        if self.split == "train" and self.rng.random() < CHANGED_VOICES:
+            said, stretch = acoustics.change_voice(said, self.rng)
+        samples, slower, lead = acoustics.record(said, self.rng, self.noise)
+        stretch *= slower
 
         def moved(spans: tuple[Span, ...]) -> tuple[Span, ...]:
             return tuple(Span(s.token, round(s.start * stretch) + lead, round(s.end * stretch) + lead) for s in spans)

@@ -1,10 +1,12 @@
 """Dense training of the encoders: every patch names the shape, colour and character in it, every 40 ms of sound its
 phonemes and word, and, where the resampler is trained too, each of its queries the object in its cell of the picture.
+Added up over its cells, a slice is also to have as many of each shape, colour and character as there are: an object on
+the border of two is claimed by one of them, which one matters less.
 
 Trained from nothing on answers alone, a model of this size learns colours and stays at chance for shapes and counts for
 100,000 samples and more; an encoder that was made to see first does not. The heads are thrown away afterwards.
 
-Legend: P patches, F audio tokens (40 ms), Q queries, C channels.
+Legend: P patches, F audio tokens (40 ms), S slices, Q queries, C channels.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ GRIDS = (
 ZOOMS = (1.0, 1.0, 1.0, 1.5, 2.0)  # how much larger than the slice a picture is drawn
 CROPPED = 0.5  # share of the pictures drawn at twice the size that are seen through a quarter, as slices are
 BACKGROUND_WEIGHT = 0.15  # most patches are background; 1 for the others
-EMPTY_CELL_WEIGHT = 0.5  # an object that two cells claim is counted twice
+CELL_SLOTS = ((0, 6), (1, 7), (2, 3, 4, 5))  # of `CellLabels`: those that hold shapes, colours and characters
+COUNT_TOLERANCE = 0.5  # up to which a sum that is not the number costs less
 SILENCE_WEIGHT = 0.5
 
 
@@ -138,8 +141,24 @@ class DenseHeads(nn.Module):
         return _dense_loss(features, self.picture, targets, BACKGROUND_WEIGHT)
 
     def cell_loss(self, features: Tensor, targets: Targets) -> DenseLoss:
-        """Return the loss of the resampler's queries (Q, C), each of which tells of one cell of the picture."""
-        return _dense_loss(features, self.cells, targets, EMPTY_CELL_WEIGHT)
+        """Return the loss of the resampler's queries (S * Q, C), each of which tells of one cell of its slice."""
+        loss = _dense_loss(features, self.cells, targets, 1.0)
+        return loss._replace(total=loss.total + self._count_loss(features, targets))
+
+    def _count_loss(self, features: Tensor, targets: Targets) -> Tensor:
+        """Return how far the sums over the cells of a slice are from the numbers there are, for all slices."""
+        num_queries = QUERY_GRID**2
+        total = features.new_zeros((), dtype=torch.float32)
+        for slots in CELL_SLOTS:
+            off = features.new_zeros((), dtype=torch.float32)  # becomes (S, classes)
+            for slot in slots:
+                likely = self.cells[slot](features).float().softmax(-1).unflatten(0, (-1, num_queries))
+                target = torch.as_tensor(targets[slot], device=features.device).unflatten(0, (-1, num_queries))
+                true = functional.one_hot(target, likely.shape[-1])
+                off = off + (likely - true)[..., 1:].sum(1)
+            none = torch.zeros_like(off)
+            total = total + functional.smooth_l1_loss(off, none, reduction="sum", beta=COUNT_TOLERANCE)
+        return total
 
     def sound_loss(self, features: Tensor, targets: Targets) -> DenseLoss:
         """Return the loss of audio tokens (F, C)."""

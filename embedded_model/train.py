@@ -76,8 +76,8 @@ class SampleSteps:
             image = ImagePolicy(max_slices=MAX_SLICES, image_detail=("full", "trim")[index % 2])
         policy = MediaPolicy(image=image)
         example = build_example(self._checkpoint.processor, record, policy, None, window)
-        if sample.films and sample.films[0].bounced:
-            example = follow(example, sample.films[0], self._checkpoint.processor.tokenizer)
+        if sample.films:
+            example = follow(example, sample.films[0], sample.language, self._checkpoint.processor.tokenizer)
         return ground(example, sample, self._stream.bank()) if self._stage.dense_share else example
 
 

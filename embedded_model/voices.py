@@ -17,7 +17,22 @@ VARIANTS: dict[Split, tuple[str, ...]] = {
     "train": (
         *("m1", "m2", "m4", "m5", "m6", "m7", "m8", "f1", "f2", "f3", "f5", "Andy", "Annie", "Alex", "Alicia"),
         *("Gene", "Hugo", "Jacky", "Michael", "adam", "anika", "belinda", "david", "edward", "john", "linda"),
-        *("paul", "steph", "klatt", "klatt3", "grandma", "marcelo"),
+        *(
+            "paul",
+            "steph",
+            "klatt",
+            "klatt3",
+            "grandma",
+            "marcelo",
+            "AnxiousAndy",
+            "Diogo",
+            "Gene2",
+            "Henrique",
+            "Marco",
+        ),
+        *("Mario", "Mike", "Nguyen", "Storm", "Tweaky", "announcer", "antonio", "boris", "ed", "edward2", "grandpa"),
+        *("gustave", "iven", "iven4", "kaukovalta", "klatt2", "klatt4", "klatt6", "max", "michel", "norbert", "pablo"),
+        *("pedro", "quincy", "robert", "sandro", "steph2", "steph3", "travis"),
     ),
     "heldout": ("m3", "f4", "Lee", "Denis", "benjamin", "shelby", "rob", "Andrea", "victor", "zac"),
 }

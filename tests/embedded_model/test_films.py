@@ -8,13 +8,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from embedded_model.asks import both_words
+from embedded_model.asks import both_words, colour_word, shape_word
 from embedded_model.films import FILM_KINDS, MANY_FRAMES, MAX_BOUNCES, NUM_FRAMES, SIDE, _arc_heights, draw_film
 from embedded_model.frame_targets import follow
 from embedded_model.moments import ask_moments
 from embedded_model.samples import WEIGHTS
 from embedded_model.write_records import write_records
 
+from tianquan.checkpoint import find_folder, open_checkpoint
 from tianquan.processing.messages import parse_messages
 from tianquan.request import MediaPolicy, VideoPolicy
 from tianquan.training.examples import build_example
@@ -150,20 +151,52 @@ def test_what_is_said_of_moments_leads_to_the_answer():
         assert all(len(said) == 1 for said in numbers.values())
 
 
+def _followed(sample, processor):
+    """Return a sample's example, the same with targets behind its frames, and those targets as (place, text)."""
+    record = Record(tuple(parse_messages(sample.conversation)), "film")
+    example = build_example(processor, record, MediaPolicy(video=VideoPolicy(max_tokens=10_000)), None, 10_000)
+    other = follow(example, sample.films[0], sample.language, processor.tokenizer)
+    np.testing.assert_array_equal(other.targets[example.loss_mask], example.prompt.token_ids[example.loss_mask])
+    np.testing.assert_array_equal(other.prompt.token_ids, example.prompt.token_ids)
+    extra = np.flatnonzero(other.loss_mask & ~example.loss_mask)
+    return example, [(int(at), processor.tokenizer.decode([int(other.targets[at])])) for at in extra]
+
+
 def test_a_ball_is_followed_frame_by_frame(train, processor):
-    policy, followed = MediaPolicy(video=VideoPolicy(max_tokens=10_000)), 0
+    whole = 0
     for n in range(12):
         sample = train.sample(n, {"film_bounces": 1.0})
-        record = Record(tuple(parse_messages(sample.conversation)), "film")
-        example = build_example(processor, record, policy, None, 10_000)
-        other, (film,) = follow(example, sample.films[0], processor.tokenizer), sample.films
-        if other is example:  # two frames were alike
-            continue
-        followed += 1
-        extra = np.flatnonzero(other.loss_mask & ~example.loss_mask)
+        (film,) = sample.films
+        example, targets = _followed(sample, processor)
         known = [str(number) for number in film.bounced if number is not None]
-        assert [processor.tokenizer.decode([int(token)]) for token in other.targets[extra]] == known
-        assert (np.diff(extra) > 3).all()
-        np.testing.assert_array_equal(other.targets[example.loss_mask], example.prompt.token_ids[example.loss_mask])
-        np.testing.assert_array_equal(other.prompt.token_ids, example.prompt.token_ids)
-    assert followed >= 6
+        said = [text for _, text in targets]
+        assert said == sorted(said)
+        assert set(said) <= set(known)
+        assert (np.diff([at for at, _ in targets]) > 3).all()
+        if len(example.prompt.spans) == len(film.frames):  # else frames were alike
+            whole += 1
+            assert said == known
+    assert whole >= 6
+
+
+def test_what_comes_and_goes_is_told_in_its_frame(train):
+    processor, left_out = open_checkpoint(find_folder("embedded")).processor, 0  # whose tokens are these words
+    for n in range(24):
+        sample = train.sample(n, {"film_order": 1.0})
+        (film,) = sample.films
+        example, targets = _followed(sample, processor)
+        ends = [span.start + span.length for span in example.prompt.spans]
+        assert [at for at, _ in targets] == [place for end in ends for place in (end, end + 2)]
+        left_out += len(ends) < len(film.frames)
+        told = [text.strip() for _, text in targets if text != "0"]
+        things = [thing for thing in film.changed if thing is not None]
+        language = sample.language
+        words = [
+            word
+            for thing in things
+            for word in (shape_word(thing.shape, language), colour_word(thing.colour, language))
+        ]
+        assert told == words
+        kind, said = ("first", words[:2]) if film.asked == things[0] else ("last", words[-2:])
+        assert all(word in film.reply for word in said), kind
+    assert left_out

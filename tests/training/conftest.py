@@ -7,7 +7,10 @@ import importlib.util
 _NEEDED = ("torch", "accelerate", "peft")
 _MISSING = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
 
-_NEED_THEM = [f"test_{name}.py" for name in ("embedded_stages", "finetune", "module_tree", "processes", "trainer")]
+_NEED_THEM = [
+    f"test_{name}.py"
+    for name in ("dense_targets", "embedded_stages", "finetune", "module_tree", "processes", "trainer")
+]
 collect_ignore = _NEED_THEM if _MISSING else []
 
 

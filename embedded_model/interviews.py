@@ -17,6 +17,7 @@ COUNT_KINDS: tuple[AskKind, ...] = ("count_all", "count_shape", "count_colour", 
 RELATION_KINDS: tuple[AskKind, ...] = ("left_of", "right_of", "above", "below")
 GROUP_SIZES = ((4, 4), (4, 4), (3, 3, 3))  # most things of each group
 SIZE_KINDS: tuple[AskKind, ...] = ("bigger_shape", "smaller_shape")
+NAMED_BESIDE = 2  # shapes and colours of a tally that may not be there
 MOST_ASKED = 8  # questions of one scene
 MORE_QUESTIONS = (3, 6)  # of an interview, after the first
 INTERVIEW_KINDS: dict[AskKind, float] = {  # how often each is asked; finding by shape and counting take longest
@@ -120,6 +121,47 @@ def count_each(studio: Studio, language: Language) -> Draft:
 
 def count_groups(studio: Studio, language: Language) -> Draft:
     """Two or three groups of one colour, or of one shape, each counted: how many there are in all does not tell."""
+    scene, by_colour, names = _groups(studio)
+    rng = studio.rng
+    asked = names if rng.random() < 0.3 else names[:-1]  # the last is not there
+    questions = [
+        Ask(kind="count_colour", colour=name) if by_colour else Ask(kind="count_shape", shape=name) for name in asked
+    ]
+    if rng.random() < 0.3:
+        questions.append(Ask(kind="count_all"))
+    return _ask_all(studio, language, scene, rng.sample(questions, len(questions)))
+
+
+def tally(studio: Studio, language: Language) -> Draft:
+    """A dozen shapes and colours named one after the other, there or not; each name has its number as a target."""
+    rng = studio.rng
+    if rng.random() < 0.4:
+        scene, _, _ = _groups(studio)
+    else:
+        scene, _ = scene_for(asks.random_ask(rng.choice(COUNT_KINDS), rng), studio.size(), rng, language)
+    things = scene.objects
+    names = {(thing.shape, "") for thing in things} | {("", thing.colour) for thing in things}
+    names |= {(thing.shape, thing.colour) for thing in rng.sample(things, min(3, len(things)))}
+    for _ in range(NAMED_BESIDE):
+        other = any_thing(rng)
+        names |= {(other.shape, ""), ("", other.colour), (rng.choice(things).shape, other.colour)}
+    named = [_name(shape, colour, language) for shape, colour in rng.sample(sorted(names), len(names))]
+    everything = Ask(kind="count_all")
+    comma, stop = (", ", ". ") if language == "en" else ("、", "。")
+    question = comma.join(named) + stop + wordings.word(everything, language, rng)
+    return Draft(asks=[everything]).ask(question, str(len(things)), (studio.draw(scene),))
+
+
+def _name(shape: str, colour: str, language: Language) -> str:
+    """Return what shapes of a kind and colour are called, either of which may be left open."""
+    is_english = language == "en"
+    colour_word = asks.colour_word(colour, language) if colour else ""
+    shape_word = "" if not shape else shapes.BY_NAME[shape].plural if is_english else asks.shape_word(shape, language)
+    return (" " if is_english else "的" if colour and shape else "").join((colour_word, shape_word)).strip()
+
+
+def _groups(studio: Studio) -> tuple[Scene, bool, list[str]]:
+    """Return a scene of two or three groups of one colour (then True) or shape each, their names, and one not there."""
     rng = studio.rng
     by_colour = rng.random() < 0.5
     sizes = [rng.randint(1, most) for most in rng.choice(GROUP_SIZES)]
@@ -132,14 +174,7 @@ def count_groups(studio: Studio, language: Language) -> Draft:
             other = alike or any_thing(rng)
             shape, colour = (other.shape, name) if by_colour else (name, other.colour)
             wanted.append(Wanted(shape=shape, colour=colour, radius=large * rng.uniform(0.8, 1.1)))
-    scene = plan_scene(wanted, studio.size(), rng)
-    asked = names if rng.random() < 0.3 else names[:-1]  # the last is not there
-    questions = [
-        Ask(kind="count_colour", colour=name) if by_colour else Ask(kind="count_shape", shape=name) for name in asked
-    ]
-    if rng.random() < 0.3:
-        questions.append(Ask(kind="count_all"))
-    return _ask_all(studio, language, scene, rng.sample(questions, len(questions)))
+    return plan_scene(wanted, studio.size(), rng), by_colour, names
 
 
 def _ask_all(studio: Studio, language: Language, scene: Scene, questions: list[Ask]) -> Draft:

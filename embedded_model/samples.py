@@ -46,6 +46,7 @@ WEIGHTS: dict[str, float] = {
     "relate": 0,
     "count_each": 0,
     "count_groups": 0,
+    "tally": 0,
     "interview": 0,  # of a later stage
     "transcribe": 12,
     "spoken_digits": 4,

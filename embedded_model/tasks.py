@@ -49,6 +49,7 @@ TASKS: dict[str, Task] = {
     "relate": interviews.relate,
     "count_each": interviews.count_each,
     "count_groups": interviews.count_groups,
+    "tally": interviews.tally,
     "interview": interviews.interview,
     "transcribe": spoken_tasks.transcribe,
     "spoken_digits": spoken_tasks.spoken_digits,

@@ -33,6 +33,7 @@ from embedded_model.samples import SampleStream
 from embedded_model.stage import Stage
 from embedded_model.tasks import SHEET_TASKS
 from embedded_model.towers import DenseHeads, DenseObjective, DenseSteps
+from embedded_model.word_targets import count_names
 from tianquan.backends.torch import TorchOps
 from tianquan.checkpoint import Checkpoint, open_checkpoint
 from tianquan.checkpoint.dense_folder import save_dense
@@ -76,8 +77,11 @@ class SampleSteps:
             image = ImagePolicy(max_slices=MAX_SLICES, image_detail=("full", "trim")[index % 2])
         policy = MediaPolicy(image=image)
         example = build_example(self._checkpoint.processor, record, policy, None, window)
+        tokenizer = self._checkpoint.processor.tokenizer
         if sample.films:
-            example = follow(example, sample.films[0], sample.language, self._checkpoint.processor.tokenizer)
+            example = follow(example, sample.films[0], sample.language, tokenizer)
+        elif len(sample.pictures) == 1 and sample.pictures[0].scene is not None and not sample.task.startswith("sheet"):
+            example = count_names(example, sample.pictures[0].scene, tokenizer)
         return ground(example, sample, self._stream.bank()) if self._stage.dense_share else example
 
 

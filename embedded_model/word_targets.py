@@ -1,0 +1,101 @@
+"""Questions with an answer at every name: where "red" or "circles" is said, how many of them the picture has.
+
+A count is one token at the end of a dozen. To predict it at each name of a shape or colour, in truth followed by the
+rest of the question, makes the model find and add up what is named, whatever is then asked; nothing of this is said
+when it answers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from embedded_model import colours, shapes
+from embedded_model.pictures import Scene
+from tianquan.processing.tokenizer import Tokenizer
+from tianquan.training.examples import Example
+
+SPECIAL = b"\n"  # what stands in the text for a special token
+ANY_SHAPE = ("shapes", "objects", "things", "图形", "物体")
+
+
+def _names() -> tuple[dict[str, str], dict[str, str]]:
+    """Return the shape that each word names ("" for any), and the colour that each does."""
+    named_shapes = dict.fromkeys(ANY_SHAPE, "")
+    for shape in shapes.BY_NAME.values():
+        words = (shape.name, shape.plural, *itertools.chain.from_iterable(shape.also))
+        named_shapes |= dict.fromkeys((*words, shape.chinese, *shape.also_chinese), shape.name)
+    named_colours = {
+        word: colour.name
+        for colour in colours.BY_NAME.values()
+        for word in (colour.name, *colour.also, colour.chinese, *colour.also_chinese)
+    }
+    return named_shapes, named_colours
+
+
+def _any_of(words: dict[str, str]) -> str:
+    """Return a pattern of the words, the longest first; Chinese ones end anywhere."""
+    ordered = sorted(words, key=len, reverse=True)
+    return "|".join(rf"\b{word}\b" if word.isascii() else word for word in ordered)
+
+
+SHAPES, COLOURS = _names()
+NAME = re.compile(
+    rf"(?P<colour>{_any_of(COLOURS)})(?P<between>\s+|的)?(?P<both>{_any_of(SHAPES)})?|(?P<shape>{_any_of(SHAPES)})",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Named:
+    """What is named in a text, and the character behind the name."""
+
+    shape: str  # "": any
+    colour: str  # "": any
+    end: int
+
+    def count(self, scene: Scene) -> int:
+        """Return how many of them a scene has."""
+        return sum(self.shape in ("", o.shape) and self.colour in ("", o.colour) for o in scene.objects)
+
+
+def names_in(text: str) -> Iterator[Named]:
+    """Yield what a text names, in order: a colour with a shape is named twice, the colour alone and both."""
+    for found in NAME.finditer(text):
+        if found["shape"] is not None:
+            yield Named(SHAPES[found["shape"].lower()], "", found.end())
+            continue
+        colour = COLOURS[found["colour"].lower()]
+        yield Named("", colour, found.end("colour"))
+        if found["both"] is not None:
+            yield Named(SHAPES[found["both"].lower()], colour, found.end())
+
+
+def count_names(example: Example, scene: Scene, tokenizer: Tokenizer) -> Example:
+    """Return an example that also predicts, behind each name in a question about its one picture, their number."""
+    mask, targets = example.loss_mask.copy(), example.targets.copy()
+    first = example.prompt.spans[0].start + example.prompt.spans[0].length
+    for start, stop in _questions(example, first):
+        tokens = example.prompt.token_ids[start:stop].tolist()
+        pieces = [tokenizer.token_bytes(token) or SPECIAL for token in tokens]
+        ends = list(itertools.accumulate(map(len, pieces)))
+        text = b"".join(pieces).decode("utf-8", errors="replace")
+        for named in names_in(text):
+            end = len(text[: named.end].encode())
+            place = start + 1 + next(n for n, piece_end in enumerate(ends) if piece_end >= end)
+            if place < len(mask) and not example.loss_mask[place]:  # of names that end in one token, the last
+                mask[place] = True
+                (targets[place],) = tokenizer.encode_text(str(named.count(scene)))
+    return replace(example, loss_mask=mask, other_targets=targets)
+
+
+def _questions(example: Example, first: int) -> Iterator[tuple[int, int]]:
+    """Yield where there are tokens from `first` on that are neither an answer's nor a medium's."""
+    own = example.loss_mask.copy()
+    own[:first] = True
+    for span in example.prompt.spans:
+        own[span.start : span.start + span.length] = True
+    edges = [0, *(n + 1 for n in range(len(own) - 1) if own[n] != own[n + 1]), len(own)]
+    return ((start, stop) for start, stop in itertools.pairwise(edges) if not own[start])

@@ -1,0 +1,83 @@
+"""What a question names, and the number of it behind each name as a target."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from embedded_model.word_targets import count_names, names_in
+
+from tianquan.checkpoint import find_folder, open_checkpoint
+from tianquan.processing.messages import parse_messages
+from tianquan.request import ImagePolicy, MediaPolicy
+from tianquan.training.examples import build_example
+from tianquan.training.records import Record
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("How many red circles are there?", [("", "red"), ("circle", "red")]),
+        ("Grey crosses, a plus sign and discs", [("", "gray"), ("cross", "gray"), ("cross", ""), ("circle", "")]),
+        ("how many shapes do you see", [("", "")]),
+        ("Which is larger, the ring or the star?", [("ring", ""), ("star", "")]),
+        ("A bored starling is in a circular hall.", []),
+        ("有几个红色的圆形？", [("", "red"), ("circle", "red")]),
+        ("椭圆形、圆、蓝色", [("ellipse", ""), ("circle", ""), ("", "blue")]),
+        ("图里有几个图形?", [("", "")]),
+        ("", []),
+    ],
+)
+def test_names_are_found(text, names):
+    found = list(names_in(text))
+    assert [(named.shape, named.colour) for named in found] == names
+    assert [named.end for named in found] == sorted(named.end for named in found)
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return open_checkpoint(find_folder("embedded")).processor
+
+
+@pytest.mark.parametrize("task", ["tally", "count", "interview", "follow_up", "spoken_interview"])
+def test_behind_each_name_stands_the_number(train, processor, task):
+    targets = 0
+    for n in range(10):
+        sample = train.sample(n, {task: 1.0})
+        turns = tuple(parse_messages(sample.conversation))
+        policy = MediaPolicy(image=ImagePolicy(max_slices=1))
+        example = build_example(processor, Record(turns, "picture"), policy, None, 2048)
+        scene = sample.pictures[0].scene
+        other = count_names(example, scene, processor.tokenizer)
+        assert (other.loss_mask >= example.loss_mask).all()
+        np.testing.assert_array_equal(other.targets[example.loss_mask], example.prompt.token_ids[example.loss_mask])
+        places = np.flatnonzero(other.loss_mask & ~example.loss_mask)
+        targets += len(places)
+        said = [processor.tokenizer.decode([int(other.targets[place])]) for place in places]
+        texts = [turn["content"].get("text", "") for turn in sample.conversation if turn["role"] == "user"]
+        named = [named for text in texts for named in names_in(text)]
+        if sample.conversation[0]["content"].get("image") is None:  # small talk comes first
+            continue
+        wanted = [str(name.count(scene)) for name in named]
+        if sample.language == "en":
+            assert said == wanted
+        else:  # two names may end in one token
+            rest = iter(wanted)
+            assert all(number in rest for number in said)
+            assert len(said) >= len(wanted) / 2
+        first = example.prompt.spans[0]
+        assert (places > first.start + first.length).all()
+    assert targets > 5
+
+
+def test_a_tally_names_what_is_there_and_what_is_not(train):
+    numbers = set()
+    for n in range(20):
+        sample = train.sample(n, {"tally": 1.0})
+        scene = sample.pictures[0].scene
+        question, answer = (turn["content"]["text"] for turn in sample.conversation)
+        named = list(names_in(question))
+        numbers |= {name.count(scene) for name in named}
+        assert {name.shape for name in named} >= {thing.shape for thing in scene.objects}
+        assert {name.colour for name in named} >= {thing.colour for thing in scene.objects}
+        assert answer == str(len(scene.objects))
+    assert numbers >= {0, 1, 2, 3, 4}

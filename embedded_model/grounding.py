@@ -16,13 +16,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from embedded_model.blueprint import PATCH_SIZE
+from embedded_model.blueprint import PATCH_SIZE, QUERY_GRID
+from embedded_model.label_map import Thing
 from embedded_model.samples import Sample
 from embedded_model.speech import ClipBank
 from embedded_model.towers import (
     DenseHeads,
     Targets,
-    cell_targets,
     join_targets,
     picture_targets,
     sound_targets,
@@ -38,34 +38,34 @@ from tianquan.training.objective import AnswerObjective, StepLoss
 
 @dataclass(frozen=True, kw_only=True)
 class GroundedExample(Example):
-    """An example with the classes of its patches and queries, slice by slice, and of its audio tokens, clip by clip."""
+    """An example with its patches' classes and the things to be seen, slice by slice, and its sounds' classes."""
 
     patches: tuple[Targets, ...]
-    cells: tuple[Targets, ...]
+    things: tuple[tuple[Thing, ...], ...]
     tokens: tuple[Targets, ...]
 
 
 def ground(example: Example, sample: Sample, bank: ClipBank) -> GroundedExample:
     """Return the example with what the generator knows of its media."""
-    patches, cells = [], []
+    patches, things = [], []
     pictures = [image for image in example.prompt.images if not image.num_video_frames]  # films have no labels
     for image, picture in zip(pictures, sample.pictures, strict=True):
         width, height = picture.image.size
         overview, *slices = image.slices
         patches.append(picture_targets(picture.labels, *_grid(overview)))
-        cells.append(cell_targets(picture.labels))
+        things.append(picture.labels.things(QUERY_GRID))
         kept = range(len(slices)) if image.is_kept is None else np.flatnonzero(image.is_kept).tolist()
         for n, pixels in zip(kept, slices, strict=True):
             row, col = divmod(n, image.grid.cols)
             left, top = width * col / image.grid.cols, height * row / image.grid.rows
             box = (left, top, left + width / image.grid.cols, top + height / image.grid.rows)
             patches.append(picture_targets(picture.labels, *_grid(pixels), box))
-            cells.append(cell_targets(picture.labels, box))
+            things.append(picture.labels.things(QUERY_GRID, box))
     clips = zip(example.prompt.audios, sample.sounds, strict=True)
     return GroundedExample(
         **vars(example),
         patches=tuple(patches),
-        cells=tuple(cells),
+        things=tuple(things),
         tokens=tuple(sound_targets(sound, bank, clip.num_tokens) for clip, sound in clips),
     )
 
@@ -110,8 +110,8 @@ class GroundedObjective(AnswerObjective):
             targets = join_targets([targets for item in grounded for targets in item.patches])
             dense = dense + self.heads.picture_loss(self._patch_features, targets).total / len(targets[0])
         if self._query_features is not None:
-            targets = join_targets([targets for item in grounded for targets in item.cells])
-            dense = dense + self.heads.cell_loss(self._query_features, targets).total / len(targets[0])
+            things = [things for item in grounded for things in item.things]
+            dense = dense + self.heads.cell_loss(self._query_features, things).total / len(self._query_features)
         if self._sound_features is not None:
             targets = join_targets([targets for item in grounded for targets in item.tokens])
             dense = dense + self.heads.sound_loss(self._sound_features, targets).total / len(targets[0])

@@ -27,17 +27,14 @@ class PatchLabels(NamedTuple):
     centre: Classes  # 1 where the middle of an object lies in the patch: counting starts here
 
 
-class CellLabels(NamedTuple):
-    """Classes per cell of a coarse grid, each (rows, cols); 0 is background. Every object is in one cell only."""
+class Thing(NamedTuple):
+    """An object or a character whose middle lies in a slice."""
 
-    shape: Classes  # of the object whose middle lies in the cell, the leftmost if there are several
-    colour: Classes
-    first_character: Classes  # of those whose middle lies in the cell, in the order they are read
-    second_character: Classes
-    third_character: Classes
-    fourth_character: Classes  # small figures stand four to a cell
-    second_shape: Classes  # of the next object whose middle lies there: of five objects two often share a cell
-    second_colour: Classes
+    x: float  # columns of a coarse grid, from the left side of the slice
+    y: float  # rows
+    shape: int = 0
+    colour: int = 0
+    character: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,18 +70,21 @@ class LabelMap:
         shape, colour, character = (_classes(table, index) for table in (self.shapes, self.colours, self.characters))
         return PatchLabels(shape, colour, character, centre)
 
-    def cells(self, side: int, box: tuple[float, float, float, float] | None = None) -> CellLabels:
-        """Return what a `side` x `side` grid over `box` is to tell: objects whose middle lies there, letters."""
+    def things(self, side: int, box: tuple[float, float, float, float] | None = None) -> tuple[Thing, ...]:
+        """Return what has its middle in `box`: objects from left to right, then characters in the order they are read.
+
+        Their places are those on a `side` x `side` grid over the box.
+        """
         height, width = self.index.shape
-        grid = _Grid(side, box or (0.0, 0.0, float(width), float(height)))
-        shape, colour = np.zeros((2, side, side), np.int64), np.zeros((2, side, side), np.int64)
-        for n, (x, y) in sorted(enumerate(self.centres, 1), key=lambda item: item[1]):
-            grid.put(x, y, (shape, self.shapes[n]), (colour, self.colours[n]))
-        characters = np.zeros((4, side, side), np.int64)
-        for x, y, character in self._characters():
-            grid.put(x, y, (characters, character))
-        first, second = zip(shape, colour, strict=True)
-        return CellLabels(*first, characters[0], characters[1], characters[2], characters[3], *second)
+        left, top, right, bottom = box or (0.0, 0.0, float(width), float(height))
+
+        def place(x: float, y: float) -> tuple[float, float]:
+            return (x - left) / (right - left) * side, (y - top) / (bottom - top) * side
+
+        objects = sorted(enumerate(self.centres, 1), key=lambda item: item[1])
+        found = [Thing(*place(x, y), self.shapes[n], self.colours[n]) for n, (x, y) in objects]
+        found += [Thing(*place(x, y), character=character) for x, y, character in self._characters()]
+        return tuple(thing for thing in found if 0 <= thing.x < side and 0 <= thing.y < side)
 
     def _characters(self) -> list[tuple[float, float, int]]:
         """Return the middle (x, y; pixels) and the class of each character, in the order they are read."""
@@ -97,25 +97,6 @@ class LabelMap:
         )
         seen = [n for n in range(1, len(self.characters)) if areas[n]]
         return [(across[n] / areas[n], down[n] / areas[n], self.characters[n]) for n in seen]
-
-
-@dataclass(frozen=True)
-class _Grid:
-    """A coarse grid laid over a part of the picture."""
-
-    side: int
-    box: tuple[float, float, float, float]  # left, top, right, bottom; pixels
-
-    def put(self, x: float, y: float, *values: tuple[Classes, int]) -> None:
-        """Write each value into the first of its layers (N, side, side) that is empty where (x, y) lies."""
-        left, top, right, bottom = self.box
-        row = math.floor((y - top) / (bottom - top) * self.side)
-        col = math.floor((x - left) / (right - left) * self.side)
-        if 0 <= row < self.side and 0 <= col < self.side:
-            for layers, value in values:
-                empty = np.flatnonzero(layers[:, row, col] == 0)
-                if empty.size:
-                    layers[empty[0], row, col] = value
 
 
 def _classes(table: tuple[int, ...], index: npt.NDArray[np.uint8]) -> Classes:

@@ -26,7 +26,8 @@ from torch.nn import functional
 
 from embedded_model import colours, shapes, words
 from embedded_model.blueprint import NUM_MELS, PATCH_SIZE, QUERY_GRID
-from embedded_model.label_map import LabelMap
+from embedded_model.cell_targets import CHARACTERS, COLOURS, SHAPES, cell_labels
+from embedded_model.label_map import LabelMap, Thing
 from embedded_model.samples import SampleStream
 from embedded_model.speech import ClipBank
 from embedded_model.stage import Stage
@@ -52,7 +53,6 @@ GRIDS = (
 ZOOMS = (1.0, 1.0, 1.0, 1.5, 2.0)  # how much larger than the slice a picture is drawn
 CROPPED = 0.5  # share of the pictures drawn at twice the size that are seen through a quarter, as slices are
 BACKGROUND_WEIGHT = 0.15  # most patches are background; 1 for the others
-CELL_SLOTS = ((0, 6), (1, 7), (2, 3, 4, 5))  # of `CellLabels`: those that hold shapes, colours and characters
 COUNT_TOLERANCE = 0.5  # up to which a sum that is not the number costs less
 SILENCE_WEIGHT = 0.5
 
@@ -70,7 +70,7 @@ class DenseItem:
     grid: tuple[int, int] = (0, 0)  # rows, columns
     clip: AudioInput | None = None
     targets: Targets = ()
-    cells: Targets = ()  # of the slice's queries
+    things: tuple[Thing, ...] = ()  # in the slice, for its queries
 
 
 class DenseLoss(NamedTuple):
@@ -113,8 +113,8 @@ class DenseSteps:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
         patches = patchify(np.asarray(image.convert("RGB")), PATCH_SIZE)
         targets = picture_targets(picture.labels, rows, cols, box)
-        cells = cell_targets(picture.labels, box)
-        return DenseItem(index=index, patches=patches, grid=(rows, cols), targets=targets, cells=cells)
+        things = picture.labels.things(QUERY_GRID, box)
+        return DenseItem(index=index, patches=patches, grid=(rows, cols), targets=targets, things=things)
 
     def _sound(self, index: int) -> DenseItem:
         sound = self._stream.sound(index)
@@ -138,49 +138,60 @@ class DenseHeads(nn.Module):
 
     def picture_loss(self, features: Tensor, targets: Targets) -> DenseLoss:
         """Return the loss of patches (P, C)."""
-        return _dense_loss(features, self.picture, targets, BACKGROUND_WEIGHT)
+        return _dense_loss(_logits(self.picture, features), targets, BACKGROUND_WEIGHT)
 
-    def cell_loss(self, features: Tensor, targets: Targets) -> DenseLoss:
-        """Return the loss of the resampler's queries (S * Q, C), each of which tells of one cell of its slice."""
-        loss = _dense_loss(features, self.cells, targets, 1.0)
-        return loss._replace(total=loss.total + self._count_loss(features, targets))
+    def cell_loss(self, features: Tensor, things: Sequence[tuple[Thing, ...]]) -> DenseLoss:
+        """Return the loss of the resampler's queries (S * Q, C), each of which tells of one cell of its slice.
 
-    def _count_loss(self, features: Tensor, targets: Targets) -> Tensor:
-        """Return how far the sums over the cells of a slice are from the numbers there are, for all slices."""
-        num_queries = QUERY_GRID**2
-        total = features.new_zeros((), dtype=torch.float32)
-        for slots in CELL_SLOTS:
-            off = features.new_zeros((), dtype=torch.float32)  # becomes (S, classes)
-            for slot in slots:
-                likely = self.cells[slot](features).float().softmax(-1).unflatten(0, (-1, num_queries))
-                target = torch.as_tensor(targets[slot], device=features.device).unflatten(0, (-1, num_queries))
-                true = functional.one_hot(target, likely.shape[-1])
-                off = off + (likely - true)[..., 1:].sum(1)
-            none = torch.zeros_like(off)
-            total = total + functional.smooth_l1_loss(off, none, reduction="sum", beta=COUNT_TOLERANCE)
-        return total
+        Added to it is how far the sums over the cells of a slice are from the numbers of its things.
+        """
+        logits = _logits(self.cells, features)
+        likely = [head.softmax(-1).unflatten(0, (len(things), -1)) for head in logits]  # each (S, Q, classes)
+        seen = [head.detach().cpu().numpy() for head in likely]
+        slices = [cell_labels(own, QUERY_GRID, [head[n] for head in seen]) for n, own in enumerate(things)]
+        targets = join_targets(slices)
+        loss = _dense_loss(logits, targets, 1.0)
+        return loss._replace(total=loss.total + _count_loss(likely, targets))
 
     def sound_loss(self, features: Tensor, targets: Targets) -> DenseLoss:
         """Return the loss of audio tokens (F, C)."""
-        return _dense_loss(features, self.sound, targets, SILENCE_WEIGHT)
+        return _dense_loss(_logits(self.sound, features), targets, SILENCE_WEIGHT)
 
 
 def _linears(size: int, num_classes: Sequence[int]) -> nn.ModuleList:
     return nn.ModuleList([nn.Linear(size, number) for number in num_classes])
 
 
-def _dense_loss(features: Tensor, heads: nn.ModuleList, targets: Targets, rest_weight: float) -> DenseLoss:
-    total = features.new_zeros((), dtype=torch.float32)
-    right = torch.ones(len(features), dtype=torch.bool, device=features.device)
+def _logits(heads: nn.ModuleList, features: Tensor) -> list[Tensor]:
+    return [head(features).float() for head in heads]
+
+
+def _dense_loss(logits: Sequence[Tensor], targets: Targets, rest_weight: float) -> DenseLoss:
+    """Return the loss of some heads' logits, each (rows, classes); `rest_weight` is that of rows without a thing."""
+    first = logits[0]
+    total = first.new_zeros(())
+    right = torch.ones(len(first), dtype=torch.bool, device=first.device)
     shown = torch.zeros_like(right)
-    for head, classes in zip(heads, targets, strict=True):
-        target = torch.as_tensor(classes, device=features.device)
-        logits = head(features).float()
+    for head, classes in zip(logits, targets, strict=True):
+        target = torch.as_tensor(classes, device=first.device)
         weight = torch.where(target == 0, rest_weight, 1.0)
-        total = total + (functional.cross_entropy(logits, target, reduction="none") * weight).sum() / len(heads)
-        right &= logits.argmax(-1) == target
+        total = total + (functional.cross_entropy(head, target, reduction="none") * weight).sum() / len(logits)
+        right &= head.argmax(-1) == target
         shown |= target > 0
     return DenseLoss(total, int((right & shown).sum()), int(shown.sum()))
+
+
+def _count_loss(likely: Sequence[Tensor], targets: Targets) -> Tensor:
+    """Return how far the sums over the cells (S, Q, classes) of a slice are from the numbers there are, added up."""
+    total = likely[0].new_zeros(())
+    for slots in (SHAPES, COLOURS, CHARACTERS):
+        number: Tensor = sum((likely[slot].sum(1) for slot in slots), total.new_zeros(()))  # (S, classes)
+        true = torch.zeros_like(number)
+        for slot in slots:
+            target = torch.as_tensor(targets[slot], device=true.device).unflatten(0, (len(true), -1))
+            true = true.scatter_add(1, target, torch.ones_like(target, dtype=true.dtype))
+        total = total + functional.smooth_l1_loss(number[:, 1:], true[:, 1:], reduction="sum", beta=COUNT_TOLERANCE)
+    return total
 
 
 def join_targets(targets: Sequence[Targets]) -> Targets:
@@ -199,11 +210,6 @@ def sound_targets(sound: Sound, bank: ClipBank, num_tokens: int) -> Targets:
 def picture_targets(labels: LabelMap, rows: int, cols: int, box: Box | None = None) -> Targets:
     """Return the classes of the patches of a slice that shows `box` of a picture."""
     return tuple(kind.reshape(-1) for kind in labels.patches(rows, cols, box))
-
-
-def cell_targets(labels: LabelMap, box: Box | None = None) -> Targets:
-    """Return the classes of the resampler's queries for a slice that shows `box` of a picture."""
-    return tuple(kind.reshape(-1) for kind in labels.cells(QUERY_GRID, box))
 
 
 class DenseObjective(Objective[DenseItem]):
@@ -238,7 +244,7 @@ class DenseObjective(Objective[DenseItem]):
             total = loss.total
             if self._has_cells:
                 queries = self._resampler(features, grids).flatten(0, 1)  # (Q of all slices, C)
-                cells = self.heads.cell_loss(queries, join_targets([item.cells for item in items]))
+                cells = self.heads.cell_loss(queries, [item.things for item in items])
                 correct["cells"] = (cells.num_right, cells.num_shown)
                 total = total + cells.total * (len(features) / len(queries))
         else:

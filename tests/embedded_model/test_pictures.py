@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 import pytest
+from embedded_model.cell_targets import cell_labels
 from embedded_model.label_map import LabelMap
 from embedded_model.pictures import Wanted, draw_scene, plan_scene
 from embedded_model.writing import draw_text
@@ -103,11 +104,11 @@ def test_a_cell_tells_of_the_two_leftmost_objects_in_it():
     labels = LabelMap(
         index=np.zeros((112, 112), np.uint8), shapes=(0, 1, 2, 3, 4), colours=(0, 5, 6, 7, 8), centres=centres
     )
-    cells = labels.cells(2)
-    assert (cells.shape.tolist(), cells.second_shape.tolist()) == ([[2, 0], [0, 4]], [[3, 0], [0, 0]])
-    assert (cells.colour.tolist(), cells.second_colour.tolist()) == ([[6, 0], [0, 8]], [[7, 0], [0, 0]])
-    quarter = labels.cells(1, (51.0, 0.0, 112.0, 56.0))
-    assert (quarter.shape.tolist(), quarter.second_shape.tolist()) == ([[1]], [[0]])
+    cells = cell_labels(labels.things(2), 2)
+    assert (cells.shape.tolist(), cells.second_shape.tolist()) == ([2, 0, 0, 4], [3, 0, 0, 0])
+    assert (cells.colour.tolist(), cells.second_colour.tolist()) == ([6, 0, 0, 8], [7, 0, 0, 0])
+    quarter = cell_labels(labels.things(1, (51.0, 0.0, 112.0, 56.0)), 1)
+    assert (quarter.shape.tolist(), quarter.second_shape.tolist()) == ([1], [0])
 
 
 def test_a_cell_tells_of_its_characters_in_the_order_they_are_read():
@@ -115,10 +116,9 @@ def test_a_cell_tells_of_its_characters_in_the_order_they_are_read():
     for n, (left, right) in enumerate(((2, 20), (20, 30), (30, 36), (54, 62), (70, 110)), 1):
         index[40:60, left:right] = n  # the fourth has its middle right of the border between two cells
     labels = LabelMap(index=index, characters=(0, 5, 5, 7, 8, 9), colours=(0, 1, 1, 1, 1, 1))
-    cells = labels.cells(2)
-    rows = [[kind.tolist()[0] for kind in cells[2:6]], [kind.tolist()[1] for kind in cells[2:6]]]
-    assert rows == [[[5, 8], [5, 9], [7, 0], [0, 0]], [[0, 0]] * 4]
-    third = labels.cells(1, (28.0, 0.0, 40.0, 112.0))
+    cells = cell_labels(labels.things(2), 2)
+    assert [kind.tolist() for kind in cells[2:6]] == [[5, 8, 0, 0], [5, 9, 0, 0], [7, 0, 0, 0], [0, 0, 0, 0]]
+    third = cell_labels(labels.things(1, (28.0, 0.0, 40.0, 112.0)), 1)
     assert [kind.item() for kind in third[2:6]] == [7, 0, 0, 0]
     assert not third.shape.any()
 

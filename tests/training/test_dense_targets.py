@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from embedded_model.towers import CELL_SLOTS, DenseHeads
+from embedded_model.cell_targets import cell_labels
+from embedded_model.label_map import Thing
+from embedded_model.towers import DenseHeads, _count_loss
 from embedded_model.train import load_tree
 from torch import nn
 
 from tianquan.checkpoint import find_folder
 
-NUM_CELLS = 16
+SIDE, NUM_CELLS = 4, 16
 SURE = 20.0
 
 
@@ -32,54 +34,63 @@ def heads():
     return DenseHeads(model, 3, 3)
 
 
-def loss_of(heads, said, targets):
-    """Return the whole loss and that of the numbers, where the heads are sure of what is said."""
+def said_by(heads, *labels):
+    """Return heads that say these labels of successive slices whatever they see."""
     sizes = [head.out_features for head in heads.cells]
     other = DenseHeads.__new__(DenseHeads)
     nn.Module.__init__(other)
+    said = [np.concatenate(kind) for kind in zip(*labels, strict=True)]
     other.cells = nn.ModuleList([Said(classes, size) for classes, size in zip(said, sizes, strict=True)])
-    features = torch.zeros(len(targets[0]), 1)
-    whole = other.cell_loss(features, tuple(targets)).total.item()
-    return whole, other._count_loss(features, tuple(targets)).item()
+    return other
 
 
-def blank(num_slices=1):
-    return np.zeros((8, num_slices * NUM_CELLS), np.int64)  # of each slot
+def loss_of(heads, said, things):
+    """Return the whole loss of slices with these things, where the heads are sure of other things, slice by slice."""
+    other = said_by(heads, *(cell_labels(slice_things, SIDE) for slice_things in said))
+    return other.cell_loss(torch.zeros(len(things) * NUM_CELLS, 1), things).total.item()
+
+
+def of_numbers(heads, said, things):
+    labels = [cell_labels(slice_things, SIDE) for slice_things in said]
+    likely = [head(torch.zeros(len(said) * NUM_CELLS, 1)).softmax(-1) for head in said_by(heads, *labels).cells]
+    true = tuple(np.concatenate(k) for k in zip(*(cell_labels(own, SIDE) for own in things), strict=True))
+    return _count_loss([head.unflatten(0, (len(said), -1)) for head in likely], true).item()
+
+
+CIRCLE = Thing(1.5, 1.5, shape=3, colour=4)
+FIGURE = Thing(2.5, 1.5, character=9)
+MOVED = CIRCLE._replace(x=2.5)
 
 
 def test_what_is_right_costs_nothing(heads):
-    targets = blank()
-    targets[0, [1, 5]], targets[1, [1, 5]], targets[2, 7] = 3, 4, 9
-    assert loss_of(heads, targets, targets) == pytest.approx((0, 0), abs=1e-3)
+    assert loss_of(heads, [[CIRCLE, FIGURE]], [(CIRCLE, FIGURE)]) == pytest.approx(0, abs=1e-3)
+    assert loss_of(heads, [[], [CIRCLE]], [(), (CIRCLE,)]) == pytest.approx(0, abs=1e-3)
 
 
-def test_an_object_in_the_next_cell_is_still_one(heads):
-    targets, said = blank(), blank()
-    targets[0, 1], said[0, 2] = 3, 3
-    whole, of_numbers = loss_of(heads, said, targets)
-    assert whole > 1
-    assert of_numbers == pytest.approx(0, abs=1e-3)
+def test_an_object_in_the_next_cell_is_wrong_but_of_the_right_number(heads):
+    assert loss_of(heads, [[MOVED]], [(CIRCLE,)]) > 4
+    assert of_numbers(heads, [[MOVED]], [(CIRCLE,)]) == pytest.approx(0, abs=1e-3)
 
 
-@pytest.mark.parametrize(("slot", "other"), [(0, 6), (1, 7), (2, 5)])
-def test_slots_of_a_cell_count_together(heads, slot, other):
-    assert any({slot, other} <= set(slots) for slots in CELL_SLOTS)
-    targets, said = blank(), blank()
-    targets[slot, 1], said[other, 1] = 3, 3
-    assert loss_of(heads, said, targets)[1] == pytest.approx(0, abs=1e-3)
+def test_at_a_border_either_cell_is_right(heads):
+    for x in (1.9, 2.1):
+        for told in (CIRCLE, MOVED):
+            assert loss_of(heads, [[told]], [(CIRCLE._replace(x=x),)]) == pytest.approx(0, abs=1e-3)
+        assert loss_of(heads, [[CIRCLE, MOVED]], [(CIRCLE._replace(x=x),)]) > 4  # but not both
+        assert loss_of(heads, [[]], [(CIRCLE._replace(x=x),)]) > 4
 
 
-@pytest.mark.parametrize("slot", range(8))
-def test_an_object_claimed_twice_costs(heads, slot):
-    targets = blank()
-    targets[slot, 1] = 3
-    said = targets.copy()
-    said[slot, 2] = 3
-    assert loss_of(heads, said, targets)[1] == pytest.approx(0.75, abs=1e-2)  # one too many
-    assert loss_of(heads, blank(), targets)[1] == pytest.approx(0.75, abs=1e-2)  # one too few
+def test_an_object_claimed_twice_or_never_costs(heads):
+    for told in ([CIRCLE, MOVED], []):
+        assert of_numbers(heads, [told], [(CIRCLE,)]) == pytest.approx(2 * 0.75, abs=1e-2)  # of its shape, its colour
+        assert of_numbers(heads, [[*told, FIGURE]], [(CIRCLE, FIGURE)]) == pytest.approx(2 * 0.75, abs=1e-2)
+    assert of_numbers(heads, [[]], [(FIGURE,)]) == pytest.approx(0.75, abs=1e-2)
+
+
+def test_slots_of_a_cell_count_together(heads):
+    other = CIRCLE._replace(shape=1, colour=1)
+    assert of_numbers(heads, [[other, CIRCLE]], [(CIRCLE, other)]) == pytest.approx(0, abs=1e-3)
 
 
 def test_slices_are_counted_each_by_itself(heads):
-    targets, said = blank(2), blank(2)
-    targets[0, 1], said[0, NUM_CELLS + 1] = 3, 3
-    assert loss_of(heads, said, targets)[1] == pytest.approx(1.5, abs=2e-2)
+    assert of_numbers(heads, [[], [CIRCLE]], [(CIRCLE,), ()]) == pytest.approx(4 * 0.75, abs=2e-2)

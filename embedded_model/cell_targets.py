@@ -1,0 +1,91 @@
+"""What the resampler's queries are to tell: the things in a slice, each in one cell of a coarse grid.
+
+A thing belongs to the cell its middle lies in. How near a border that is cannot be seen to the pixel, and whether both
+cells claim it or none does is worse than which of the two has it: near a border it belongs to the cell that tells it
+best already, so that a model is only asked to agree with itself.
+
+Legend: Q cells, row by row; K classes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from embedded_model.label_map import Classes, Thing
+
+BORDER = 0.2  # of a cell: as near to it, a thing may belong to either side
+OWN = 0.05  # by which the cell that has its middle is preferred
+
+Likely = npt.NDArray[np.float32]  # (Q, K) of a head, what it holds for likely
+
+
+class CellLabels(NamedTuple):
+    """Classes per cell, each (Q,); 0 is nothing. A head of the dense loss has one of them to tell."""
+
+    shape: Classes  # of the leftmost object of the cell
+    colour: Classes
+    first_character: Classes  # of the cell's, in the order they are read
+    second_character: Classes
+    third_character: Classes
+    fourth_character: Classes  # small figures stand four to a cell
+    second_shape: Classes  # of the next object: of five two often share a cell
+    second_colour: Classes
+
+
+SHAPES, COLOURS, CHARACTERS = (0, 6), (1, 7), (2, 3, 4, 5)  # which of them hold what
+
+
+def cell_labels(things: Sequence[Thing], side: int, likely: Sequence[Likely] | None = None) -> CellLabels:
+    """Return what each cell of a `side` x `side` grid is to tell.
+
+    Args:
+        things: of the slice; those of one cell are told in this order, what is more than fits is left out.
+        side: of the grid, in cells.
+        likely: of each head; None: a thing belongs where its middle is.
+    """
+    labels = CellLabels(*(np.zeros(side * side, np.int64) for _ in CellLabels._fields))
+    for thing in things:
+        cell = _cell_of(thing, side, likely)
+        if thing.character:
+            _put(labels, cell, CHARACTERS, thing.character)
+        else:
+            _put(labels, cell, SHAPES, thing.shape)
+            _put(labels, cell, COLOURS, thing.colour)
+    return labels
+
+
+def _put(labels: CellLabels, cell: int, slots: tuple[int, ...], value: int) -> None:
+    """Write a value into the first of the slots that is empty."""
+    for slot in slots:
+        if labels[slot][cell] == 0:
+            labels[slot][cell] = value
+            return
+
+
+def _cell_of(thing: Thing, side: int, likely: Sequence[Likely] | None) -> int:
+    own = int(thing.y) * side + int(thing.x)
+    if likely is None:
+        return own
+    cells = [row * side + col for row, col in itertools.product(_near(thing.y, side), _near(thing.x, side))]
+    return max(cells, key=lambda cell: _told(thing, cell, likely) + (OWN if cell == own else 0)) if cells[1:] else own
+
+
+def _near(place: float, side: int) -> Iterator[int]:
+    """Yield the rows or columns that are as near as `BORDER`."""
+    first, last = math.floor(place - BORDER), math.floor(place + BORDER)
+    return (n for n in range(first, last + 1) if 0 <= n < side)
+
+
+def _told(thing: Thing, cell: int, likely: Sequence[Likely]) -> float:
+    """Return how surely a cell tells of a thing, from 0 to about 1."""
+    if thing.character:
+        return float(sum(likely[slot][cell, thing.character] for slot in CHARACTERS))
+    of_shape, of_colour = (sum(likely[slot][cell, kind] for slot in slots) for slots, kind in (
+        (SHAPES, thing.shape), (COLOURS, thing.colour)))  # fmt: skip
+    return float(of_shape + of_colour) / 2

@@ -1,0 +1,62 @@
+"""In which cell a thing is to be told: where its middle is or, near a border, where it is told already."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from embedded_model.cell_targets import CHARACTERS, COLOURS, SHAPES, CellLabels, cell_labels
+from embedded_model.label_map import Thing
+
+SIDE = 4
+FIELDS = CellLabels._fields
+
+
+def likely(*told):
+    """Return what heads hold for likely: nothing but the things told, each (slots, cell, class)."""
+    heads = [np.zeros((SIDE * SIDE, 12), np.float32) for _ in FIELDS]
+    for slots, cell, kind in told:
+        heads[slots[-1]][cell, kind] = 1.0
+    return heads
+
+
+def test_slots_are_named_after_what_they_hold():
+    for slots, kind in ((SHAPES, "shape"), (COLOURS, "colour"), (CHARACTERS, "character")):
+        assert [n for n, name in enumerate(FIELDS) if name.endswith(kind)] == list(slots)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "told_in", "cell"),
+    [
+        (1.9, 0.5, 2, 2),  # just left of the border: told to its right
+        (2.1, 0.5, 1, 1),
+        (1.5, 0.5, 2, 1),  # too far from it
+        (1.9, 0.5, 0, 1),  # told elsewhere
+        (1.9, 0.9, 6, 6),  # near a corner, in the cell opposite
+        (0.1, 0.1, 3, 0),  # there is none beside it
+        (3.99, 3.99, 0, 15),
+    ],
+)
+def test_near_a_border_a_thing_belongs_where_it_is_told(x, y, told_in, cell):
+    for thing, told in (
+        (Thing(x, y, shape=3, colour=4), ((SHAPES, told_in, 3), (COLOURS, told_in, 4))),
+        (Thing(x, y, character=5), ((CHARACTERS, told_in, 5),)),
+    ):
+        labels = cell_labels([thing], SIDE, likely(*told))
+        shown = {int(n) for kind in labels for n in np.flatnonzero(kind)}
+        assert shown == {cell}
+        own = cell_labels([thing], SIDE)
+        assert {int(n) for kind in own for n in np.flatnonzero(kind)} == {int(y) * SIDE + int(x)}
+
+
+def test_told_nowhere_it_belongs_where_it_is():
+    things = [Thing(x, 0.5, character=5) for x in np.linspace(0, 3.99, 50)]
+    for thing in things:
+        assert cell_labels([thing], SIDE, likely()).first_character[int(thing.x)] == 5
+
+
+def test_what_is_more_than_a_cell_holds_is_left_out():
+    things = [Thing(0.5, 0.5, shape=n, colour=n) for n in (1, 2, 3)]
+    things += [Thing(0.5, 0.5, character=n) for n in (1, 2, 3, 4, 5)]
+    labels = cell_labels(things, SIDE)
+    assert [int(kind[0]) for kind in labels] == [1, 1, 1, 2, 3, 4, 2, 2]
+    assert not any(kind[1:].any() for kind in labels)

@@ -10,8 +10,6 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-from embedded_model import asks
-from embedded_model.asks import Language
 from embedded_model.films import Film
 from tianquan.processing.frames import time_text
 from tianquan.processing.tokenizer import Tokenizer
@@ -22,15 +20,16 @@ NOTHING = "0"
 TIME = re.compile(r"\d+\.\ds")
 
 
-def follow(example: Example, film: Film, language: Language, tokenizer: Tokenizer) -> Example:
+def follow(example: Example, film: Film, tokenizer: Tokenizer) -> Example:
     """Return an example that also predicts what is known of each frame that is shown; unchanged if nothing is.
 
-    After a frame comes a count, or a colour; in the place of the token that closes its slice, a shape.
+    After a frame comes a count, or a colour; in the place of the token that closes its slice, a shape. They are
+    English words always: in which language the film will be asked about is not known yet.
     """
     spans = [span for span in example.prompt.spans if span.kind == "image"]
     mask, targets = example.loss_mask.copy(), example.prompt.token_ids.copy()
     for span, frame in zip(spans, _frames_shown(example, film, tokenizer), strict=True):
-        for place, word in _words(film, frame, language).items():
+        for place, word in _words(film, frame).items():
             at = span.start + span.length + place
             if not mask[at]:
                 mask[at] = True
@@ -50,7 +49,7 @@ def _frames_shown(example: Example, film: Film, tokenizer: Tokenizer) -> list[in
     return frames
 
 
-def _words(film: Film, frame: int, language: Language) -> dict[int, str]:
+def _words(film: Film, frame: int) -> dict[int, str]:
     """Return what is to be predicted behind a frame: the word by the number of tokens after its features."""
     if film.bounced:
         number = film.bounced[frame]
@@ -60,8 +59,4 @@ def _words(film: Film, frame: int, language: Language) -> dict[int, str]:
     thing = film.changed[frame]
     if thing is None:
         return dict.fromkeys((CLOSING, AFTER_SLICE), NOTHING)
-    space = " " if language == "en" else ""  # as words stand inside an answer, each one token
-    return {
-        CLOSING: space + asks.shape_word(thing.shape, language),
-        AFTER_SLICE: space + asks.colour_word(thing.colour, language),
-    }
+    return {CLOSING: f" {thing.shape}", AFTER_SLICE: f" {thing.colour}"}  # each one token, as inside an answer

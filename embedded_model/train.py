@@ -79,7 +79,7 @@ class SampleSteps:
         example = build_example(self._checkpoint.processor, record, policy, None, window)
         tokenizer = self._checkpoint.processor.tokenizer
         if sample.films:
-            example = follow(example, sample.films[0], sample.language, tokenizer)
+            example = follow(example, sample.films[0], tokenizer)
         elif len(sample.pictures) == 1 and sample.pictures[0].scene is not None and not sample.task.startswith("sheet"):
             example = count_names(example, sample.pictures[0].scene, tokenizer)
         return ground(example, sample, self._stream.bank()) if self._stage.dense_share else example

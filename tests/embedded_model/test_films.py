@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from embedded_model.asks import both_words, colour_word, shape_word
+from embedded_model.asks import both_words
 from embedded_model.films import FILM_KINDS, MANY_FRAMES, MAX_BOUNCES, NUM_FRAMES, SIDE, _arc_heights, draw_film
 from embedded_model.frame_targets import follow
 from embedded_model.moments import ask_moments
@@ -155,7 +155,7 @@ def _followed(sample, processor):
     """Return a sample's example, the same with targets behind its frames, and those targets as (place, text)."""
     record = Record(tuple(parse_messages(sample.conversation)), "film")
     example = build_example(processor, record, MediaPolicy(video=VideoPolicy(max_tokens=10_000)), None, 10_000)
-    other = follow(example, sample.films[0], sample.language, processor.tokenizer)
+    other = follow(example, sample.films[0], processor.tokenizer)
     np.testing.assert_array_equal(other.targets[example.loss_mask], example.prompt.token_ids[example.loss_mask])
     np.testing.assert_array_equal(other.prompt.token_ids, example.prompt.token_ids)
     extra = np.flatnonzero(other.loss_mask & ~example.loss_mask)
@@ -190,13 +190,8 @@ def test_what_comes_and_goes_is_told_in_its_frame(train):
         left_out += len(ends) < len(film.frames)
         told = [text.strip() for _, text in targets if text != "0"]
         things = [thing for thing in film.changed if thing is not None]
-        language = sample.language
-        words = [
-            word
-            for thing in things
-            for word in (shape_word(thing.shape, language), colour_word(thing.colour, language))
-        ]
+        words = [word for thing in things for word in (thing.shape, thing.colour)]
         assert told == words
-        kind, said = ("first", words[:2]) if film.asked == things[0] else ("last", words[-2:])
-        assert all(word in film.reply for word in said), kind
+        end = things[0] if film.asked == things[0] else things[-1]
+        assert film.reply == both_words(end.colour, end.shape, sample.language)
     assert left_out

@@ -69,8 +69,8 @@ FONTS = (
 )
 FONT_PACKAGES = "fonts-roboto-unhinted fonts-crosextra-carlito fonts-inconsolata fonts-urw-base35 fonts-dejavu-core"
 VOICES = {
-    "en": ("en", "en-us+max", "en+travis", "en-gb+norbert", "en-us+iven3", "en+aunty", "en-us+ed"),
-    "zh": ("cmn", "cmn-latn-pinyin+max", "cmn-latn-pinyin+travis", "cmn-latn-pinyin+iven3", "cmn-latn-pinyin+ed"),
+    "en": ("en", "en-us+victor", "en+Lee", "en-gb+zac", "en-us+iven3", "en+aunty", "en-us+shelby"),
+    "zh": ("cmn", "cmn-latn-pinyin+victor", "cmn-latn-pinyin+Lee", "cmn-latn-pinyin+iven3", "cmn-latn-pinyin+shelby"),
 }
 DIGIT_WORDS = {
     "en": ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],

@@ -86,6 +86,6 @@ def _told(thing: Thing, cell: int, likely: Sequence[Likely]) -> float:
     """Return how surely a cell tells of a thing, from 0 to about 1."""
     if thing.character:
         return float(sum(likely[slot][cell, thing.character] for slot in CHARACTERS))
-    of_shape, of_colour = (sum(likely[slot][cell, kind] for slot in slots) for slots, kind in (
-        (SHAPES, thing.shape), (COLOURS, thing.colour)))  # fmt: skip
+    of_shape = sum(likely[slot][cell, thing.shape] for slot in SHAPES)
+    of_colour = sum(likely[slot][cell, thing.colour] for slot in COLOURS)
     return float(of_shape + of_colour) / 2

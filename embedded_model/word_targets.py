@@ -43,7 +43,7 @@ def _any_of(words: dict[str, str]) -> str:
 
 SHAPES, COLOURS = _names()
 NAME = re.compile(
-    rf"(?P<colour>{_any_of(COLOURS)})(?P<between>\s+|的)?(?P<both>{_any_of(SHAPES)})?|(?P<shape>{_any_of(SHAPES)})",
+    rf"(?P<colour>{_any_of(COLOURS)})(?:\s+|的)?(?P<both>{_any_of(SHAPES)})?|(?P<shape>{_any_of(SHAPES)})",
     re.IGNORECASE,
 )
 

@@ -9,7 +9,15 @@ _MISSING = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
 
 _NEED_THEM = [
     f"test_{name}.py"
-    for name in ("dense_targets", "embedded_stages", "finetune", "module_tree", "processes", "trainer")
+    for name in (
+        "dense_targets",
+        "embedded_stages",
+        "finetune",
+        "module_tree",
+        "processes",
+        "rounded_weights",
+        "trainer",
+    )
 ]
 collect_ignore = _NEED_THEM if _MISSING else []
 

@@ -13,14 +13,16 @@ import torch
 import command_line
 from tianquan.checkpoint import open_checkpoint
 from tianquan.checkpoint.adapter import Adapter
+from tianquan.checkpoint.dense_folder import save_dense
 from tianquan.errors import ParameterError
 from tianquan.llm import LLM
 from tianquan.loading import load
 from tianquan.models.omni_model import OmniModel
 from tianquan.quantization.recipes import find_recipe
 from tianquan.training.adapters import LoraSettings, adapted_names, attach_lora, save_adapter
-from tianquan.training.finetune import FinetuneOptions, Finetuning
+from tianquan.training.finetune import FinetuneOptions, Finetuning, score_records
 from tianquan.training.module_tree import ModuleTree
+from tianquan.training.objective import AnswerObjective
 from tianquan.training.records import RecordError
 from tolerances import CONFORMANCE, relative_rmse
 
@@ -75,6 +77,11 @@ def load_tree(folder, precision="float32"):
     model.load_vision()
     model.load_audio()
     return LLM(checkpoint, model, recipe), tree
+
+
+def load_objective(folder, precision):
+    llm, tree = load_tree(folder, precision)
+    return AnswerObjective(llm.model, tree)
 
 
 @pytest.mark.parametrize("precision", ["float32", "int4", "int8"])
@@ -136,6 +143,22 @@ def test_full_training_writes_what_it_trained_and_nothing_else(options, checkpoi
     assert all(name.startswith(("vision.resampler.", "audio.audio.proj", "audio.audio.audio_bos")) for name in changed)
 
 
+def test_quantization_aware_training_measures_what_the_recipe_will_answer(options, checkpoint_folder, tmp_path):
+    """The score after training is that of the saved checkpoint with its weights rounded."""
+    llm, tree = load_tree(checkpoint_folder)
+    save_dense(checkpoint_folder, llm.checkpoint.config, tree, "float32", tmp_path / "base")
+    options = replace(options, model=str(tmp_path / "base"), method="full", parts=("language", "resampler"))
+    training = Finetuning(replace(options, quantization_aware="int4"), quiet)
+    after = training.run().after
+    losses = {
+        precision: score_records(load_objective(options.output / "model", precision), training.evaluation, quiet).loss
+        for precision in ("float32", "int4")
+    }
+    assert after.loss == pytest.approx(losses["int4"], rel=1e-5)
+    assert after.loss != pytest.approx(losses["float32"], rel=1e-2)
+    assert after.loss < 2
+
+
 def test_interrupted_is_uninterrupted(options, tmp_path, monkeypatch):
     from tianquan.training import finetune
     from tianquan.training.trainer import Trainer
@@ -189,7 +212,7 @@ def test_bad_records_stop_or_are_skipped(options, records):
 
 @pytest.mark.parametrize(
     "change",
-    [{"parts": ()}, {"epochs": 0.0}, {"batch_size": 0}, {"warmup": 2.0}],
+    [{"parts": ()}, {"epochs": 0.0}, {"batch_size": 0}, {"warmup": 2.0}, {"quantization_aware": "int4"}],
 )
 def test_absurd_options(options, change):
     with pytest.raises(ParameterError):

@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 
 Choice = TypeVar("Choice", bound=str)
 
+TrainedParts = Annotated[
+    list[str] | None,
+    typer.Option(help="language, vision, resampler, audio, audio_projection; may be repeated."),
+]
+RoundedAs = Annotated[
+    str | None,
+    typer.Option(help="With method full: train with the weights as this recipe (int4, ...) rounds them."),
+]
 _NEEDED = ("torch", "accelerate", "peft", "matplotlib")
 
 
@@ -29,14 +37,12 @@ def finetune(
     evaluation_data: Annotated[Path | None, typer.Option(help="Records to measure before and after.")] = None,
     media_root: Annotated[Path | None, typer.Option(help="Folder of relative media paths; the records' own.")] = None,
     method: Annotated[str, typer.Option(help="lora, qlora (low-bit base) or full.")] = "lora",
-    train: Annotated[
-        list[str] | None,
-        typer.Option(help="language, vision, resampler, audio, audio_projection; may be repeated."),
-    ] = None,
+    train: TrainedParts = None,
     rank: Annotated[int, typer.Option(help="Rank of LoRA's factors.")] = 16,
     alpha: Annotated[float, typer.Option(help="LoRA scales its update by alpha / rank.")] = 32.0,
     dropout: Annotated[float, typer.Option(help="On the input of LoRA's factors.")] = 0.0,
     base_precision: Annotated[str, typer.Option(help="Of a qlora base: int4 or int8.")] = "int4",
+    quantization_aware: RoundedAs = None,
     epochs: Annotated[float, typer.Option(help="Passes over the records.")] = 1.0,
     max_steps: Annotated[int | None, typer.Option(help="End after this many steps.")] = None,
     batch_size: Annotated[int, typer.Option(help="Records computed together.")] = 4,
@@ -71,6 +77,7 @@ def finetune(
             parts=_parts(train),
             lora=LoraSettings(rank=rank, alpha=alpha, dropout=dropout),
             base_precision=_one_of("base precision", base_precision, ("int4", "int8")),
+            quantization_aware=quantization_aware,
             epochs=epochs,
             max_steps=max_steps,
             batch_size=batch_size,

@@ -32,6 +32,7 @@ from tianquan.training.module_tree import ModuleTree, count_parameters
 from tianquan.training.objective import AnswerObjective
 from tianquan.training.plan import Schedule, TrainingPlan, TrainingPrecision
 from tianquan.training.report import FinetuneReport, Score, write_report
+from tianquan.training.rounded_weights import round_weights
 from tianquan.training.trainer import Trainer
 
 Method = Literal["lora", "qlora", "full"]
@@ -55,6 +56,7 @@ class FinetuneOptions:
     epochs: passes over the data; `max_steps` ends earlier.
     parts: what is trained; the others stay bit-identical.
     base_precision: what a qlora base is kept in, int4 or int8.
+    quantization_aware: recipe whose rounding the forward pass sees, for method full; None sees the weights as they are.
     evaluation_data: records measured before and after, not trained on.
     warmup: share of the steps.
     """
@@ -68,6 +70,7 @@ class FinetuneOptions:
     parts: tuple[Part, ...] = ("language",)
     lora: LoraSettings = field(default_factory=LoraSettings)
     base_precision: str = "int4"
+    quantization_aware: str | None = None
     epochs: float = 1.0
     max_steps: int | None = None
     batch_size: int = 4
@@ -89,6 +92,11 @@ class FinetuneOptions:
     def __post_init__(self) -> None:
         if not self.parts:
             raise ParameterError(f"nothing to train; name parts among {', '.join(PARTS)}")
+        if self.quantization_aware is not None and self.method != "full":
+            raise ParameterError(
+                f"quantization-aware training is for method full, the method is {self.method}: what an adapter adds"
+                " is rounded only after it was merged"
+            )
         for name, value, low, high in (
             ("epochs", self.epochs, 1e-6, 1e6),
             ("batch size", self.batch_size, 1, 4096),
@@ -194,6 +202,8 @@ class Finetuning:
         model.load_audio()
         if options.method == "full":
             tree.set_trainable(prefixes)
+            if options.quantization_aware is not None:
+                round_weights(tree, find_recipe(options.quantization_aware))
 
             def save() -> None:
                 assert isinstance(checkpoint.files, TensorFiles)

@@ -10,7 +10,7 @@ checkpoint packs them again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,17 @@ class ModuleTree(nn.Module):
         return self._attach(name, self._reader.embedding(name, num_rows, size))
 
     # The tree -----------------------------------------------------------------------------------------------
+    def module_paths(self) -> list[tuple[str, str]]:
+        """Return (our name, path in the tree) of every matrix that is a module."""
+        return [(name, path) for name, paths in self._paths.items() for path in paths if path in self._handles]
+
+    def replace_modules(self, modules: Mapping[str, nn.Module]) -> None:
+        """Put modules in the place of those at the paths."""
+        for path, module in modules.items():
+            parent, _, leaf = path.rpartition(".")
+            self._parent(parent).add_module(leaf, module)
+        self.reattach()
+
     def reattach(self) -> None:
         """Point every handle at the module that is in the tree now."""
         for path, handle in self._handles.items():

@@ -2,7 +2,8 @@
 
 A thing belongs to the cell its middle lies in. How near a border that is cannot be seen to the pixel, and whether both
 cells claim it or none does is worse than which of the two has it: near a border it belongs to the cell that tells it
-best already, so that a model is only asked to agree with itself.
+best already, so that a model is only asked to agree with itself. All patches of a thing are to name its cell, too: what
+they have agreed on before the queries look is one answer for both.
 
 Legend: Q cells, row by row; K classes.
 """
@@ -41,17 +42,40 @@ class CellLabels(NamedTuple):
 SHAPES, COLOURS, CHARACTERS = (0, 6), (1, 7), (2, 3, 4, 5)  # which of them hold what
 
 
-def cell_labels(things: Sequence[Thing], side: int, likely: Sequence[Likely] | None = None) -> CellLabels:
+def places(
+    things: Sequence[Thing], side: int, likely: Sequence[Likely] | None = None, votes: Likely | None = None
+) -> list[int]:
+    """Return the cell of a `side` x `side` grid that each of the things belongs to.
+
+    Args:
+        things: of the slice.
+        side: of the grid, in cells.
+        likely: of each head of the cells; None: a thing belongs where its middle is.
+        votes: (things, Q), how surely the patches of a thing hold it for each cell's.
+    """
+    cells = []
+    for n, thing in enumerate(things):
+        own, near = int(thing.y) * side + int(thing.x), _near_cells(thing, side)
+        if likely is None or len(near) == 1:
+            cells.append(own)
+            continue
+        told = {cell: _told(thing, cell, likely) + (OWN if cell == own else 0) for cell in near}
+        if votes is not None:
+            told = {cell: sure + float(votes[n, cell]) for cell, sure in told.items()}
+        cells.append(max(near, key=told.__getitem__))
+    return cells
+
+
+def cell_labels(things: Sequence[Thing], side: int, cells: Sequence[int] | None = None) -> CellLabels:
     """Return what each cell of a `side` x `side` grid is to tell.
 
     Args:
         things: of the slice; those of one cell are told in this order, what is more than fits is left out.
         side: of the grid, in cells.
-        likely: of each head; None: a thing belongs where its middle is.
+        cells: of the things; None: where their middles are.
     """
     labels = CellLabels(*(np.zeros(side * side, np.int64) for _ in CellLabels._fields))
-    for thing in things:
-        cell = _cell_of(thing, side, likely)
+    for thing, cell in zip(things, places(things, side) if cells is None else cells, strict=True):
         if thing.character:
             _put(labels, cell, CHARACTERS, thing.character)
         else:
@@ -68,12 +92,9 @@ def _put(labels: CellLabels, cell: int, slots: tuple[int, ...], value: int) -> N
             return
 
 
-def _cell_of(thing: Thing, side: int, likely: Sequence[Likely] | None) -> int:
-    own = int(thing.y) * side + int(thing.x)
-    if likely is None:
-        return own
-    cells = [row * side + col for row, col in itertools.product(_near(thing.y, side), _near(thing.x, side))]
-    return max(cells, key=lambda cell: _told(thing, cell, likely) + (OWN if cell == own else 0)) if cells[1:] else own
+def _near_cells(thing: Thing, side: int) -> list[int]:
+    """Return the cells a thing may belong to."""
+    return [row * side + col for row, col in itertools.product(_near(thing.y, side), _near(thing.x, side))]
 
 
 def _near(place: float, side: int) -> Iterator[int]:

@@ -16,15 +16,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from embedded_model.blueprint import PATCH_SIZE, QUERY_GRID
-from embedded_model.label_map import Thing
+from embedded_model.blueprint import PATCH_SIZE
 from embedded_model.samples import Sample
 from embedded_model.speech import ClipBank
 from embedded_model.towers import (
     DenseHeads,
+    SliceThings,
     Targets,
     join_targets,
     picture_targets,
+    slice_things,
     sound_targets,
     tokens_of,
 )
@@ -41,7 +42,7 @@ class GroundedExample(Example):
     """An example with its patches' classes and the things to be seen, slice by slice, and its sounds' classes."""
 
     patches: tuple[Targets, ...]
-    things: tuple[tuple[Thing, ...], ...]
+    things: tuple[SliceThings, ...]
     tokens: tuple[Targets, ...]
 
 
@@ -53,14 +54,14 @@ def ground(example: Example, sample: Sample, bank: ClipBank) -> GroundedExample:
         width, height = picture.image.size
         overview, *slices = image.slices
         patches.append(picture_targets(picture.labels, *_grid(overview)))
-        things.append(picture.labels.things(QUERY_GRID))
+        things.append(slice_things(picture.labels, *_grid(overview)))
         kept = range(len(slices)) if image.is_kept is None else np.flatnonzero(image.is_kept).tolist()
         for n, pixels in zip(kept, slices, strict=True):
             row, col = divmod(n, image.grid.cols)
             left, top = width * col / image.grid.cols, height * row / image.grid.rows
             box = (left, top, left + width / image.grid.cols, top + height / image.grid.rows)
             patches.append(picture_targets(picture.labels, *_grid(pixels), box))
-            things.append(picture.labels.things(QUERY_GRID, box))
+            things.append(slice_things(picture.labels, *_grid(pixels), box))
     clips = zip(example.prompt.audios, sample.sounds, strict=True)
     return GroundedExample(
         **vars(example),
@@ -110,8 +111,10 @@ class GroundedObjective(AnswerObjective):
             targets = join_targets([targets for item in grounded for targets in item.patches])
             dense = dense + self.heads.picture_loss(self._patch_features, targets).total / len(targets[0])
         if self._query_features is not None:
-            things = [things for item in grounded for things in item.things]
-            dense = dense + self.heads.cell_loss(self._query_features, things).total / len(self._query_features)
+            assert self._patch_features is not None
+            slices = [things for item in grounded for things in item.things]
+            cells, owners = self.heads.things_loss(self._patch_features, self._query_features, slices)
+            dense = dense + cells.total / len(self._query_features) + owners.total / len(self._patch_features)
         if self._sound_features is not None:
             targets = join_targets([targets for item in grounded for targets in item.tokens])
             dense = dense + self.heads.sound_loss(self._sound_features, targets).total / len(targets[0])

@@ -7,6 +7,7 @@ processor resizes and slices a picture before the model cuts it into 14x14 patch
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import numpy.typing as npt
 PATCH_SIZE = 14
 
 Classes = npt.NDArray[np.int64]
+Box = tuple[float, float, float, float]  # left, top, right, bottom; pixels
 
 
 class PatchLabels(NamedTuple):
@@ -35,6 +37,7 @@ class Thing(NamedTuple):
     shape: int = 0
     colour: int = 0
     character: int = 0
+    entry: int = 0  # in the tables of the map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +50,7 @@ class LabelMap:
     characters: tuple[int, ...] = (0,)
     centres: tuple[tuple[float, float], ...] = field(default=())  # (x, y) of each object, pixels
 
-    def patches(
-        self, rows: int | None = None, cols: int | None = None, box: tuple[float, float, float, float] | None = None
-    ) -> PatchLabels:
+    def patches(self, rows: int | None = None, cols: int | None = None, box: Box | None = None) -> PatchLabels:
         """Return the labels of a `rows` x `cols` grid laid over `box` (left, top, right, bottom; pixels).
 
         Without `box` the grid covers the picture; without `rows` and `cols` it is that of 14x14 pixels.
@@ -58,19 +59,41 @@ class LabelMap:
         left, top, right, bottom = box or (0.0, 0.0, float(width), float(height))
         rows = rows or max(1, round((bottom - top) / PATCH_SIZE))
         cols = cols or max(1, round((right - left) / PATCH_SIZE))
-        y = np.clip((top + (np.arange(rows) + 0.5) * (bottom - top) / rows).astype(np.int64), 0, height - 1)
-        x = np.clip((left + (np.arange(cols) + 0.5) * (right - left) / cols).astype(np.int64), 0, width - 1)
-        index = self.index[y[:, None], x[None]]  # (rows, cols)
+        index = self._at_patches(rows, cols, (left, top, right, bottom))
         centre = np.zeros((rows, cols), np.int64)
         for centre_x, centre_y in self.centres:
             row = math.floor((centre_y - top) / (bottom - top) * rows)
             col = math.floor((centre_x - left) / (right - left) * cols)
             if 0 <= row < rows and 0 <= col < cols:
                 centre[row, col] = 1
-        shape, colour, character = (_classes(table, index) for table in (self.shapes, self.colours, self.characters))
+        shape, colour, character = (_classes(table, index) for table in self._tables())
         return PatchLabels(shape, colour, character, centre)
 
-    def things(self, side: int, box: tuple[float, float, float, float] | None = None) -> tuple[Thing, ...]:
+    def owners(self, rows: int, cols: int, things: Sequence[Thing], box: Box | None = None) -> Classes:
+        """Return which of the things covers the centre of each patch, (rows, cols): 1 + its number.
+
+        0 is background, -1 what is not among the things: its middle is outside the box.
+        """
+        height, width = self.index.shape
+        numbers = np.full(max(1, *(len(table) for table in self._tables())), -1)
+        numbers[0] = 0
+        for n, thing in enumerate(things):
+            numbers[thing.entry] = 1 + n
+        owners: Classes = numbers[self._at_patches(rows, cols, box or (0.0, 0.0, float(width), float(height)))]
+        return owners
+
+    def _tables(self) -> tuple[tuple[int, ...], ...]:
+        return self.shapes, self.colours, self.characters
+
+    def _at_patches(self, rows: int, cols: int, box: Box) -> npt.NDArray[np.uint8]:
+        """Return the index under the centre of each patch, (rows, cols)."""
+        height, width = self.index.shape
+        left, top, right, bottom = box
+        y = np.clip((top + (np.arange(rows) + 0.5) * (bottom - top) / rows).astype(np.int64), 0, height - 1)
+        x = np.clip((left + (np.arange(cols) + 0.5) * (right - left) / cols).astype(np.int64), 0, width - 1)
+        return self.index[y[:, None], x[None]]
+
+    def things(self, side: int, box: Box | None = None) -> tuple[Thing, ...]:
         """Return what has its middle in `box`: objects from left to right, then characters in the order they are read.
 
         Their places are those on a `side` x `side` grid over the box.
@@ -82,12 +105,12 @@ class LabelMap:
             return (x - left) / (right - left) * side, (y - top) / (bottom - top) * side
 
         objects = sorted(enumerate(self.centres, 1), key=lambda item: item[1])
-        found = [Thing(*place(x, y), self.shapes[n], self.colours[n]) for n, (x, y) in objects]
-        found += [Thing(*place(x, y), character=character) for x, y, character in self._characters()]
+        found = [Thing(*place(x, y), self.shapes[n], self.colours[n], entry=n) for n, (x, y) in objects]
+        found += [Thing(*place(x, y), character=self.characters[n], entry=n) for x, y, n in self._characters()]
         return tuple(thing for thing in found if 0 <= thing.x < side and 0 <= thing.y < side)
 
     def _characters(self) -> list[tuple[float, float, int]]:
-        """Return the middle (x, y; pixels) and the class of each character, in the order they are read."""
+        """Return the middle (x, y; pixels) and the index of each character, in the order they are read."""
         if len(self.characters) == 1:
             return []
         flat = self.index.ravel()
@@ -96,7 +119,7 @@ class LabelMap:
             np.bincount(flat, weights, len(self.characters)) for weights in (None, columns + 0.5, rows + 0.5)
         )
         seen = [n for n in range(1, len(self.characters)) if areas[n]]
-        return [(across[n] / areas[n], down[n] / areas[n], self.characters[n]) for n in seen]
+        return [(across[n] / areas[n], down[n] / areas[n], n) for n in seen]
 
 
 def _classes(table: tuple[int, ...], index: npt.NDArray[np.uint8]) -> Classes:

@@ -325,4 +325,15 @@ LATER_STAGES: dict[str, Stage] = {
         },
         dense_share=0.35,
     ),
+    # Each query made up its own mind about what lies on its border: patches agree on it before the queries look.
+    "belong": replace(
+        DEEPER,
+        plan=replace(FLOAT32, num_steps=1700, schedule="linear", warmup_steps=20, seed=37),
+        after="collect",
+        parts=("vision", "resampler", "audio"),
+        weights=None,
+        sound_every=4,
+        text_share=0.4,
+        digits_share=0.65,
+    ),
 }

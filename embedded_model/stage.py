@@ -29,4 +29,5 @@ class Stage:
     text_share: float = DENSE_TEXT_SHARE  # of its pictures that are digits or text
     digits_share: float = DENSE_DIGITS_SHARE  # of these
     dense_share: float = 0.0  # of a stage of answers: weight of the dense loss beside that of the answers
+    rounded: str | None = None  # of a stage of answers: the recipe as which weights are rounded in the forward pass
     num_layers: int = 4  # of the language model; the first stage with more begins with layers that change nothing

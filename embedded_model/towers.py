@@ -26,8 +26,8 @@ from torch.nn import functional
 
 from embedded_model import colours, shapes, words
 from embedded_model.blueprint import NUM_MELS, PATCH_SIZE, QUERY_GRID
-from embedded_model.cell_targets import CHARACTERS, COLOURS, SHAPES, cell_labels
-from embedded_model.label_map import LabelMap, Thing
+from embedded_model.cell_targets import CHARACTERS, COLOURS, SHAPES, Likely, cell_labels, places
+from embedded_model.label_map import Box, Classes, LabelMap, Thing
 from embedded_model.samples import SampleStream
 from embedded_model.speech import ClipBank
 from embedded_model.stage import Stage
@@ -53,12 +53,19 @@ GRIDS = (
 ZOOMS = (1.0, 1.0, 1.0, 1.5, 2.0)  # how much larger than the slice a picture is drawn
 CROPPED = 0.5  # share of the pictures drawn at twice the size that are seen through a quarter, as slices are
 BACKGROUND_WEIGHT = 0.15  # most patches are background; 1 for the others
+OWNER_WEIGHT = 0.5  # of the cell a patch's thing belongs to, beside the mean of the patch's other heads
 COUNT_TOLERANCE = 0.5  # up to which a sum that is not the number costs less
 SILENCE_WEIGHT = 0.5
 
 
 Targets = tuple[npt.NDArray[np.int64], ...]  # of each head, (P,) or (F,)
-Box = tuple[float, float, float, float]  # left, top, right, bottom; pixels
+
+
+class SliceThings(NamedTuple):
+    """What is in a slice."""
+
+    things: tuple[Thing, ...]
+    owners: Classes  # (P,) which of them a patch shows, from 1; 0 background, -1 one whose middle is not in the slice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +77,7 @@ class DenseItem:
     grid: tuple[int, int] = (0, 0)  # rows, columns
     clip: AudioInput | None = None
     targets: Targets = ()
-    things: tuple[Thing, ...] = ()  # in the slice, for its queries
+    things: SliceThings | None = None  # of a slice
 
 
 class DenseLoss(NamedTuple):
@@ -113,7 +120,7 @@ class DenseSteps:
         image = image.resize((width, height), Image.Resampling.BICUBIC)
         patches = patchify(np.asarray(image.convert("RGB")), PATCH_SIZE)
         targets = picture_targets(picture.labels, rows, cols, box)
-        things = picture.labels.things(QUERY_GRID, box)
+        things = slice_things(picture.labels, rows, cols, box)
         return DenseItem(index=index, patches=patches, grid=(rows, cols), targets=targets, things=things)
 
     def _sound(self, index: int) -> DenseItem:
@@ -135,23 +142,38 @@ class DenseHeads(nn.Module):
         things = picture_sizes[:2]
         cell_sizes = (*things, *[characters] * 4, *things)
         self.cells = _linears(model.config.language.hidden_size, cell_sizes)
+        self.owner = nn.Linear(model.config.vision.hidden_size, QUERY_GRID**2 + 1)  # the last: of no cell
 
     def picture_loss(self, features: Tensor, targets: Targets) -> DenseLoss:
         """Return the loss of patches (P, C)."""
         return _dense_loss(_logits(self.picture, features), targets, BACKGROUND_WEIGHT)
 
-    def cell_loss(self, features: Tensor, things: Sequence[tuple[Thing, ...]]) -> DenseLoss:
-        """Return the loss of the resampler's queries (S * Q, C), each of which tells of one cell of its slice.
+    def things_loss(
+        self, features: Tensor, queries: Tensor, slices: Sequence[SliceThings]
+    ) -> tuple[DenseLoss, DenseLoss]:
+        """Return the loss of the resampler's queries, each of which tells of one cell of its slice, and of patches.
 
-        Added to it is how far the sums over the cells of a slice are from the numbers of its things.
+        Added to the first is how far the sums over the cells of a slice are from the numbers of its things. Patches
+        are to name the cell of the thing they show.
+
+        Args:
+            features: of the patches of all slices (P, C).
+            queries: of all slices (S * Q, C).
+            slices: what is in each.
         """
-        logits = _logits(self.cells, features)
-        likely = [head.softmax(-1).unflatten(0, (len(things), -1)) for head in logits]  # each (S, Q, classes)
+        logits = _logits(self.cells, queries)
+        owner = self.owner(features).float()
+        likely = [head.softmax(-1).unflatten(0, (len(slices), -1)) for head in logits]  # each (S, Q, classes)
         seen = [head.detach().cpu().numpy() for head in likely]
-        slices = [cell_labels(own, QUERY_GRID, [head[n] for head in seen]) for n, own in enumerate(things)]
-        targets = join_targets(slices)
+        votes = np.split(owner.detach().softmax(-1).cpu().numpy(), np.cumsum([len(own.owners) for own in slices])[:-1])
+        cells = [
+            places(own.things, QUERY_GRID, [head[n] for head in seen], _votes(vote, own))
+            for n, (own, vote) in enumerate(zip(slices, votes, strict=True))
+        ]
+        targets = join_targets([cell_labels(own.things, QUERY_GRID, of) for own, of in zip(slices, cells, strict=True)])
         loss = _dense_loss(logits, targets, 1.0)
-        return loss._replace(total=loss.total + _count_loss(likely, targets))
+        loss = loss._replace(total=loss.total + _count_loss(likely, targets))
+        return loss, _owner_loss(owner, slices, cells)
 
     def sound_loss(self, features: Tensor, targets: Targets) -> DenseLoss:
         """Return the loss of audio tokens (F, C)."""
@@ -194,6 +216,27 @@ def _count_loss(likely: Sequence[Tensor], targets: Targets) -> Tensor:
     return total
 
 
+def _votes(vote: Likely, own: SliceThings) -> Likely:
+    """Return how surely the patches of each thing hold it for each cell's, (things, Q): the mean, 0 without patches."""
+    votes = np.zeros((len(own.things), vote.shape[1]), np.float32)
+    for n in range(len(own.things)):
+        of_thing = own.owners == 1 + n
+        if of_thing.any():
+            votes[n] = vote[of_thing].mean(axis=0)
+    return votes
+
+
+def _owner_loss(logits: Tensor, slices: Sequence[SliceThings], cells: Sequence[Sequence[int]]) -> DenseLoss:
+    """Return the loss of the cells that patches (P, Q + 1) name; those of the background name none."""
+    none = logits.shape[1] - 1
+    tables = [np.array([-1, *of, none]) for of in cells]  # by owner; -1 is the last entry
+    named = np.concatenate([table[own.owners] for table, own in zip(tables, slices, strict=True)])
+    target = torch.as_tensor(named, device=logits.device)
+    total = functional.cross_entropy(logits, target, reduction="sum", ignore_index=-1)
+    right = (logits.argmax(-1) == target).sum()
+    return DenseLoss(OWNER_WEIGHT * total, int(right), int((target >= 0).sum()))
+
+
 def join_targets(targets: Sequence[Targets]) -> Targets:
     """Return the classes of several pictures or sounds, head by head."""
     return tuple(np.concatenate(parts) for parts in zip(*targets, strict=True))
@@ -210,6 +253,12 @@ def sound_targets(sound: Sound, bank: ClipBank, num_tokens: int) -> Targets:
 def picture_targets(labels: LabelMap, rows: int, cols: int, box: Box | None = None) -> Targets:
     """Return the classes of the patches of a slice that shows `box` of a picture."""
     return tuple(kind.reshape(-1) for kind in labels.patches(rows, cols, box))
+
+
+def slice_things(labels: LabelMap, rows: int, cols: int, box: Box | None = None) -> SliceThings:
+    """Return what is in a slice that shows `box` of a picture."""
+    things = labels.things(QUERY_GRID, box)
+    return SliceThings(things, labels.owners(rows, cols, things, box).reshape(-1))
 
 
 class DenseObjective(Objective[DenseItem]):
@@ -244,9 +293,11 @@ class DenseObjective(Objective[DenseItem]):
             total = loss.total
             if self._has_cells:
                 queries = self._resampler(features, grids).flatten(0, 1)  # (Q of all slices, C)
-                cells = self.heads.cell_loss(queries, [item.things for item in items])
+                slices = [item.things for item in items if item.things is not None]
+                cells, owners = self.heads.things_loss(features, queries, slices)
                 correct["cells"] = (cells.num_right, cells.num_shown)
-                total = total + cells.total * (len(features) / len(queries))
+                correct["owners"] = (owners.num_right, owners.num_shown)
+                total = total + cells.total * (len(features) / len(queries)) + owners.total
         else:
             clips = [item.clip for item in items if item.clip is not None]
             features = self._audio.encode(clips)[tokens_of(clips)]

@@ -38,6 +38,7 @@ from tianquan.backends.torch import TorchOps
 from tianquan.checkpoint import Checkpoint, open_checkpoint
 from tianquan.checkpoint.dense_folder import save_dense
 from tianquan.errors import ParameterError
+from tianquan.kernels.library import KernelLibrary
 from tianquan.models.omni_model import OmniModel
 from tianquan.processing.messages import parse_messages
 from tianquan.quantization.recipes import find_recipe
@@ -47,6 +48,7 @@ from tianquan.training.module_tree import ModuleTree
 from tianquan.training.objective import AnswerObjective, Item, Objective
 from tianquan.training.plan import TrainingPlan
 from tianquan.training.records import Record
+from tianquan.training.rounded_weights import round_weights
 from tianquan.training.state import load_state, saved_states
 from tianquan.training.trainer import Steps, Trainer
 
@@ -167,7 +169,7 @@ def load_stage_heads(heads: DenseHeads, run: Path) -> None:
     weights = {name.removeprefix(HEADS): w for name, w in state.weights.items() if name.startswith(HEADS)}
     if weights:
         missing = heads.load_state_dict(weights, strict=False).missing_keys
-        assert all(name.startswith("cells.") for name in missing), missing  # stages before them have none
+        assert all(name.startswith(("cells.", "owner.")) for name in missing), missing  # stages before them have none
 
 
 def train_stage(
@@ -204,6 +206,8 @@ def train_stage(
         pictures = DenseSteps(stream, stage)
         return _train(folder / name, dense, pictures, stage.plan, seconds, num_workers)
     tree.set_trainable(stage.parts)
+    if stage.rounded is not None:
+        round_weights(tree, find_recipe(stage.rounded), KernelLibrary(threads=1))
     objective = AnswerObjective(model, tree)
     if stage.dense_share:
         heads = DenseHeads(model, len(bank.phoneme_class), len(bank.word_class))

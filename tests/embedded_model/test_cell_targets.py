@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from embedded_model.cell_targets import CHARACTERS, COLOURS, SHAPES, CellLabels, cell_labels
+from embedded_model.cell_targets import CHARACTERS, COLOURS, SHAPES, CellLabels, cell_labels, places
 from embedded_model.label_map import Thing
 
 SIDE = 4
@@ -41,7 +41,7 @@ def test_near_a_border_a_thing_belongs_where_it_is_told(x, y, told_in, cell):
         (Thing(x, y, shape=3, colour=4), ((SHAPES, told_in, 3), (COLOURS, told_in, 4))),
         (Thing(x, y, character=5), ((CHARACTERS, told_in, 5),)),
     ):
-        labels = cell_labels([thing], SIDE, likely(*told))
+        labels = cell_labels([thing], SIDE, places([thing], SIDE, likely(*told)))
         shown = {int(n) for kind in labels for n in np.flatnonzero(kind)}
         assert shown == {cell}
         own = cell_labels([thing], SIDE)
@@ -51,7 +51,17 @@ def test_near_a_border_a_thing_belongs_where_it_is_told(x, y, told_in, cell):
 def test_told_nowhere_it_belongs_where_it_is():
     things = [Thing(x, 0.5, character=5) for x in np.linspace(0, 3.99, 50)]
     for thing in things:
-        assert cell_labels([thing], SIDE, likely()).first_character[int(thing.x)] == 5
+        assert places([thing], SIDE, likely()) == [int(thing.x)]
+
+
+def test_patches_have_a_say():
+    thing = Thing(1.9, 0.5, shape=3, colour=4)
+    votes = np.zeros((1, SIDE * SIDE), np.float32)
+    told = likely((SHAPES, 1, 3))  # half of what its own cell may tell
+    assert places([thing], SIDE, told, votes) == [1]
+    votes[0, 2] = 0.9
+    assert places([thing], SIDE, told, votes) == [2]
+    assert places([thing._replace(x=1.5)], SIDE, told, votes) == [1]  # the middle is out of doubt
 
 
 def test_what_is_more_than_a_cell_holds_is_left_out():

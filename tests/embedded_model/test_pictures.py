@@ -111,6 +111,26 @@ def test_a_cell_tells_of_the_two_leftmost_objects_in_it():
     assert (quarter.shape.tolist(), quarter.second_shape.tolist()) == ([1], [0])
 
 
+def test_patches_know_whose_they_are():
+    index = np.zeros((40, 40), np.uint8)
+    index[:12, :10], index[:, 30:] = 1, 2
+    labels = LabelMap(index=index, shapes=(0, 1, 2), colours=(0, 5, 6), centres=((5.0, 5.0), (35.0, 20.0)))
+    assert labels.owners(2, 4, labels.things(4)).tolist() == [[1, 0, 0, 2], [0, 0, 0, 2]]
+    upper = (0.0, 0.0, 40.0, 15.0)  # has the second's upper part, not its middle
+    assert labels.owners(1, 4, labels.things(4, upper), upper).tolist() == [[1, 0, 0, -1]]
+    left = (20.0, 0.0, 40.0, 40.0)
+    assert labels.owners(1, 2, labels.things(4, left), left).tolist() == [[0, 1]]  # its number among those in the box
+    assert LabelMap(index=index * 0).owners(2, 2, ()).tolist() == [[0, 0], [0, 0]]
+
+
+def test_characters_own_patches_too():
+    index = np.zeros((20, 40), np.uint8)
+    index[:, :20], index[:, 20:] = 2, 1  # numbered otherwise than they are read
+    labels = LabelMap(index=index, characters=(0, 7, 8), colours=(0, 1, 1))
+    things = labels.things(4)
+    assert [things[n - 1].character for n in labels.owners(1, 2, things)[0]] == [8, 7]
+
+
 def test_a_cell_tells_of_its_characters_in_the_order_they_are_read():
     index = np.zeros((112, 112), np.uint8)
     for n, (left, right) in enumerate(((2, 20), (20, 30), (30, 36), (54, 62), (70, 110)), 1):

@@ -1,4 +1,5 @@
 """Films with an answer after every frame: how often the ball has bounced so far, or what has just come or gone.
+Two pictures with one after each.
 
 A count is one token after up to twenty frames, and so is what came first. To predict where each frame ends how things
 stand, where in truth the end of the slice or the time of the next frame follows, makes the model keep up with the film;
@@ -7,10 +8,13 @@ nothing of this is said when it answers.
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 from embedded_model.films import Film
+from embedded_model.pictures import Scene
 from tianquan.processing.frames import time_text
 from tianquan.processing.tokenizer import Tokenizer
 from tianquan.training.examples import Example
@@ -31,6 +35,25 @@ def follow(example: Example, film: Film, tokenizer: Tokenizer) -> Example:
     for span, frame in zip(spans, _frames_shown(example, film, tokenizer), strict=True):
         for place, word in _words(film, frame).items():
             at = span.start + span.length + place
+            if not mask[at]:
+                mask[at] = True
+                targets[at] = tokenizer.encode_text(word)[0]
+    return replace(example, loss_mask=mask, other_targets=targets)
+
+
+def tell_pictures(example: Example, scenes: Sequence[Scene], tokenizer: Tokenizer) -> Example:
+    """Return an example that also predicts, where each of several pictures ends, what it shows.
+
+    Of a single object its shape in the place of the token that closes the picture and its colour behind it, of several
+    their number there; in English as well.
+    """
+    mask, targets = example.loss_mask.copy(), example.prompt.token_ids.copy()
+    spans = iter(span for span in example.prompt.spans if span.kind == "image")
+    for image, scene in zip(example.prompt.images, scenes, strict=True):
+        *_, last = itertools.islice(spans, len(image.slices))
+        things, end = scene.objects, last.start + last.length
+        words = [f" {things[0].shape}", f" {things[0].colour}"] if len(things) == 1 else [str(len(things))] * 2
+        for at, word in enumerate(words, end):
             if not mask[at]:
                 mask[at] = True
                 targets[at] = tokenizer.encode_text(word)[0]

@@ -67,6 +67,7 @@ TASKS: dict[str, Task] = {
     "film_speech": film_tasks.film_speech,
 }
 SHEET_TASKS = frozenset({"sheet_number", "sheet_shape"})  # need slices
+RELATION_TASKS = frozenset({"relation", "relate"})  # of two objects: what is where
 SPEECH_TASKS = frozenset(
     {
         *("transcribe", "spoken_digits", "spoken_question", "spoken_each", "spoken_interview", "spoken_chat"),

@@ -27,13 +27,13 @@ from accelerate import PartialState
 from embedded_model.blueprint import MAX_SLICES, write_blueprint
 from embedded_model.curriculum import SHIPPED, STAGES, stages_before
 from embedded_model.deepen import deepen, num_layers
-from embedded_model.frame_targets import follow
+from embedded_model.frame_targets import follow, tell_pictures
 from embedded_model.grounding import GroundedObjective, ground
-from embedded_model.samples import SampleStream
+from embedded_model.samples import Sample, SampleStream
 from embedded_model.stage import Stage
-from embedded_model.tasks import SHEET_TASKS
+from embedded_model.tasks import RELATION_TASKS, SHEET_TASKS
 from embedded_model.towers import DenseHeads, DenseObjective, DenseSteps
-from embedded_model.word_targets import count_names
+from embedded_model.word_targets import count_names, place_names
 from tianquan.backends.torch import TorchOps
 from tianquan.checkpoint import Checkpoint, open_checkpoint
 from tianquan.checkpoint.dense_folder import save_dense
@@ -41,6 +41,7 @@ from tianquan.errors import ParameterError
 from tianquan.kernels.library import KernelLibrary
 from tianquan.models.omni_model import OmniModel
 from tianquan.processing.messages import parse_messages
+from tianquan.processing.tokenizer import Tokenizer
 from tianquan.quantization.recipes import find_recipe
 from tianquan.request import ImagePolicy, MediaPolicy
 from tianquan.training.examples import Example, build_example
@@ -79,12 +80,21 @@ class SampleSteps:
             image = ImagePolicy(max_slices=MAX_SLICES, image_detail=("full", "trim")[index % 2])
         policy = MediaPolicy(image=image)
         example = build_example(self._checkpoint.processor, record, policy, None, window)
-        tokenizer = self._checkpoint.processor.tokenizer
-        if sample.films:
-            example = follow(example, sample.films[0], tokenizer)
-        elif len(sample.pictures) == 1 and sample.pictures[0].scene is not None and not sample.task.startswith("sheet"):
-            example = count_names(example, sample.pictures[0].scene, tokenizer)
+        example = with_other_targets(example, sample, self._checkpoint.processor.tokenizer)
         return ground(example, sample, self._stream.bank()) if self._stage.dense_share else example
+
+
+def with_other_targets(example: Example, sample: Sample, tokenizer: Tokenizer) -> Example:
+    """Return the example with what is to be predicted beside the answers: what is known where something was seen."""
+    if sample.films:
+        return follow(example, sample.films[0], tokenizer)
+    scenes = [picture.scene for picture in sample.pictures if picture.scene is not None]
+    if sample.task in SHEET_TASKS or not scenes:
+        return example
+    if len(scenes) > 1:
+        return tell_pictures(example, scenes, tokenizer)
+    tell = place_names if sample.task in RELATION_TASKS else count_names
+    return tell(example, scenes[0], tokenizer)
 
 
 def load_tree(folder: Path) -> tuple[Checkpoint, OmniModel, ModuleTree]:

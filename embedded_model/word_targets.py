@@ -1,23 +1,24 @@
-"""Questions with an answer at every name: where "red" or "circles" is said, how many of them the picture has.
+"""Questions with an answer at every name: where "red" or "circles" is said, how many the picture has, or where it is.
 
 A count is one token at the end of a dozen. To predict it at each name of a shape or colour, in truth followed by the
 rest of the question, makes the model find and add up what is named, whatever is then asked; nothing of this is said
-when it answers.
+when it answers. What is left of what was at chance as well, while the places were in what the model saw.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from embedded_model import colours, shapes
-from embedded_model.pictures import Scene
+from embedded_model.pictures import Object, Scene
 from tianquan.processing.tokenizer import Tokenizer
 from tianquan.training.examples import Example
 
 SPECIAL = b"\n"  # what stands in the text for a special token
+EIGHTHS = 8  # of a picture's width or height: half a cell of the resampler's
 ANY_SHAPE = ("shapes", "objects", "things", "图形", "物体")
 
 
@@ -56,9 +57,13 @@ class Named:
     colour: str  # "": any
     end: int
 
+    def things(self, scene: Scene) -> list[Object]:
+        """Return those of a scene's objects that are named."""
+        return [o for o in scene.objects if self.shape in ("", o.shape) and self.colour in ("", o.colour)]
+
     def count(self, scene: Scene) -> int:
         """Return how many of them a scene has."""
-        return sum(self.shape in ("", o.shape) and self.colour in ("", o.colour) for o in scene.objects)
+        return len(self.things(scene))
 
 
 def names_in(text: str) -> Iterator[Named]:
@@ -75,6 +80,28 @@ def names_in(text: str) -> Iterator[Named]:
 
 def count_names(example: Example, scene: Scene, tokenizer: Tokenizer) -> Example:
     """Return an example that also predicts, behind each name in a question about its one picture, their number."""
+    return _tell_behind_names(example, tokenizer, lambda named: [str(named.count(scene))])
+
+
+def place_names(example: Example, scene: Scene, tokenizer: Tokenizer) -> Example:
+    """Return an example that also predicts, behind each name, where what it names is.
+
+    In eighths of the picture: from the left and, a token later, from the top. Of what is not there, or more than once,
+    nothing is predicted.
+    """
+
+    def place(named: Named) -> list[str]:
+        things = named.things(scene)
+        if len(things) != 1:
+            return []
+        shares = (things[0].x / scene.size[0], things[0].y / scene.size[1])
+        return [str(min(EIGHTHS - 1, int(EIGHTHS * share))) for share in shares]
+
+    return _tell_behind_names(example, tokenizer, place)
+
+
+def _tell_behind_names(example: Example, tokenizer: Tokenizer, tell: Callable[[Named], list[str]]) -> Example:
+    """Return an example that also predicts one-token texts in the places behind each name that are free."""
     mask, targets = example.loss_mask.copy(), example.targets.copy()
     first = example.prompt.spans[0].start + example.prompt.spans[0].length
     for start, stop in _questions(example, first):
@@ -85,9 +112,10 @@ def count_names(example: Example, scene: Scene, tokenizer: Tokenizer) -> Example
         for named in names_in(text):
             end = len(text[: named.end].encode())
             place = start + 1 + next(n for n, piece_end in enumerate(ends) if piece_end >= end)
-            if place < len(mask) and not example.loss_mask[place]:  # of names that end in one token, the last
-                mask[place] = True
-                (targets[place],) = tokenizer.encode_text(str(named.count(scene)))
+            for at, told in enumerate(tell(named), place):
+                if at < len(mask) and not example.loss_mask[at]:  # of names that end in one token, the last
+                    mask[at] = True
+                    (targets[at],) = tokenizer.encode_text(told)
     return replace(example, loss_mask=mask, other_targets=targets)
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from embedded_model.word_targets import count_names, names_in
+from embedded_model.frame_targets import tell_pictures
+from embedded_model.word_targets import EIGHTHS, count_names, names_in, place_names
 
 from tianquan.checkpoint import find_folder, open_checkpoint
 from tianquan.processing.messages import parse_messages
@@ -67,6 +70,58 @@ def test_behind_each_name_stands_the_number(train, processor, task):
         first = example.prompt.spans[0]
         assert (places > first.start + first.length).all()
     assert targets > 5
+
+
+def test_behind_each_name_stands_the_place(train, processor):
+    tokenizer, targets = processor.tokenizer, 0
+    for n in range(12):
+        sample = train.sample(n, {"relate": 1.0})
+        record = Record(tuple(parse_messages(sample.conversation)), "picture")
+        example = build_example(processor, record, MediaPolicy(image=ImagePolicy(max_slices=1)), None, 2048)
+        scene = sample.pictures[0].scene
+        other = place_names(example, scene, tokenizer)
+        np.testing.assert_array_equal(other.targets[example.loss_mask], example.prompt.token_ids[example.loss_mask])
+        places = np.flatnonzero(other.loss_mask & ~example.loss_mask)
+        said = [int(tokenizer.decode([int(other.targets[place])])) for place in places]
+        known = [[int(EIGHTHS * o.x / scene.size[0]), int(EIGHTHS * o.y / scene.size[1])] for o in scene.objects]
+        # A name's second place may be the next name's first, or an answer's: then it is left out.
+        pairs = [said[i : i + 2] for i in range(len(said) - 1) if places[i + 1] == places[i] + 1]
+        assert set(said) <= {number for pair in known for number in pair}
+        if sample.language == "en":
+            assert all(pair in known for pair in pairs[:1])
+        targets += len(pairs)
+    assert targets > 20
+
+
+def test_what_is_not_there_once_has_no_place(train, processor):
+    sample = next(s for s in (train.sample(n, {"tally": 1.0}) for n in range(50)) if len(s.pictures[0].scene.objects))
+    record = Record(tuple(parse_messages(sample.conversation)), "picture")
+    example = build_example(processor, record, MediaPolicy(), None, 2048)
+    empty = replace(sample.pictures[0].scene, objects=())
+    assert (place_names(example, empty, processor.tokenizer).loss_mask == example.loss_mask).all()
+
+
+def test_behind_each_of_two_pictures_stands_what_it_shows(train, processor):
+    tokenizer, kinds = processor.tokenizer, set()
+    for n in range(20):
+        sample = train.sample(n, {"two_images": 1.0})
+        record = Record(tuple(parse_messages(sample.conversation)), "pictures")
+        example = build_example(processor, record, MediaPolicy(), None, 2048)
+        scenes = [picture.scene for picture in sample.pictures]
+        other = tell_pictures(example, scenes, tokenizer)
+        np.testing.assert_array_equal(other.targets[example.loss_mask], example.prompt.token_ids[example.loss_mask])
+        places = np.flatnonzero(other.loss_mask & ~example.loss_mask)
+        said = [tokenizer.decode([int(other.targets[place])]).strip() for place in places]
+        wanted = [
+            (things[0].shape, things[0].colour) if len(things) == 1 else (str(len(things)),) * 2
+            for things in (scene.objects for scene in scenes)
+        ]
+        assert said == [word for words in wanted for word in words]
+        second = sum(len(image.slices) for image in example.prompt.images[:1])  # its overview
+        assert places[1] < example.prompt.spans[second].start <= places[2]
+        assert places[2] >= example.prompt.spans[-1].start + example.prompt.spans[-1].length
+        kinds.add(len(scenes[0].objects) == 1)
+    assert kinds == {True, False}
 
 
 def test_a_tally_names_what_is_there_and_what_is_not(train):

@@ -24,7 +24,7 @@ from embedded_model import asks, backgrounds, colours, shapes
 from embedded_model.asks import Language
 from embedded_model.pictures import MIN_CONTRAST, Object, Scene, Wanted, degrade, paint, plan_scene
 
-SIDE = 112  # pixels
+SIDE = 112  # pixels, of films without a size of their own
 NUM_FRAMES = (4, 8)
 MANY_FRAMES = (9, 20)
 MANY_SHARE = 0.35  # of films
@@ -33,7 +33,12 @@ RATE_OF_MANY = 4.0
 MAX_BOUNCES = 4
 STAGED_SHARE = 0.35  # of bouncing films: a frame on the ground for each bounce
 NEAR_GROUND = 0.13  # share of an arc, before and after a contact
-FRAMES_PER_ARC = (2.6, 6.0)  # fewer frames of a bounce would not show it
+FRAMES_PER_ARC = (2.0, 6.0)  # fewer frames of a bounce would not show it
+UNEVEN_SHARE = (
+    0.5  # of these films: moments are up to `UNEVEN` of a step off, as of a video looked at between its frames
+)
+UNEVEN = 0.15
+BOUNCING_SIZES = ((SIDE, SIDE), (SIDE, SIDE), (128, 98), (144, 84), (98, 126))  # pixels
 
 FilmKind = Literal["direction", "order", "colour_change", "bounces"]
 FILM_KINDS: tuple[FilmKind, ...] = get_args(FilmKind)
@@ -101,7 +106,7 @@ _QUESTIONS: dict[str, dict[Language, tuple[str, ...]]] = {
 class Film:
     """A film with its question and the one short answer."""
 
-    frames: npt.NDArray[np.uint8]  # (F, 112, 112, 3)
+    frames: npt.NDArray[np.uint8]  # (F, height, width, 3)
     rate: float  # frames a second
     question: str
     reply: str
@@ -172,17 +177,19 @@ def _colour_change(language: Language, rng: random.Random, noise: np.random.Gene
 
 def _bounces(language: Language, rng: random.Random, noise: np.random.Generator) -> Film:
     bounces = rng.randint(1, MAX_BOUNCES)
+    width, height = size = rng.choice(BOUNCING_SIZES)
     radius = rng.uniform(0.09, 0.15)
-    scene = plan_scene([_thing(rng, radius=radius)], (SIDE, SIDE), rng)
+    scene = plan_scene([_thing(rng, radius=radius)], size, rng)
     ball = scene.objects[0]
+    across, down = ball.radius / width, ball.radius / height
     ground = rng.uniform(0.84, 0.92)
     heights, bounced = (_staged_heights if rng.random() < STAGED_SHARE else _arc_heights)(bounces, rng)
-    start, stop = rng.sample((radius, 1 - radius), 2) if rng.random() < 0.6 else (0.5, 0.5)
+    start, stop = rng.sample((across, 1 - across), 2) if rng.random() < 0.6 else (0.5, 0.5)
     frames = []
-    for n, height in enumerate(heights):
+    for n, above in enumerate(heights):
         x = start + (stop - start) * n / (len(heights) - 1)
-        y = ground - radius - height * (ground - 2 * radius)
-        frames.append([replace(ball, x=x * SIDE, y=y * SIDE)])
+        y = ground - down - above * (ground - 2 * down)
+        frames.append([replace(ball, x=x * width, y=y * height)])
     line = ground if rng.random() < 0.7 else None
     film = _film("bounces", scene, frames, ball, str(bounces), language, rng, noise, ground=line)
     return replace(film, bounced=tuple(bounced))
@@ -210,10 +217,12 @@ def _arc_heights(bounces: int, rng: random.Random) -> tuple[list[float], list[in
     is_thrown = rng.random() < 0.4  # it begins on the ground and comes back to it `bounces` times
     kept = rng.choice((1.0, 1.0, rng.uniform(0.65, 0.95)))  # of the height, at each bounce
     top, sharpness = rng.uniform(0.7, 1.0), rng.choice((1.0, 1.0, 2.0))  # |sin|, or sin^2, which is slow at the ground
+    uneven = UNEVEN if rng.random() < UNEVEN_SHARE else 0.0
     heights: list[float] = []
     bounced: list[int | None] = []
     for n in range(count):
-        turns = bounces * n / (count - 1) + (0.0 if is_thrown else 0.5)  # whole where it is on the ground
+        moment = n + (rng.uniform(-uneven, uneven) if 0 < n < count - 1 else 0.0)
+        turns = bounces * moment / (count - 1) + (0.0 if is_thrown else 0.5)  # whole where it is on the ground
         heights.append(top * kept ** math.floor(turns) * abs(math.sin(math.pi * turns)) ** sharpness)
         is_clear = NEAR_GROUND < turns % 1 < 1 - NEAR_GROUND
         bounced.append(math.floor(turns) if is_clear else None)
@@ -237,14 +246,16 @@ def _film(
     ground: float | None = None,
 ) -> Film:
     """Draw all frames over one background, and put the question."""
+    width, height = scene.size
     background = backgrounds.draw_background(scene.size, scene.base, rng, noise)
     if ground is not None:
         line = (0, 0, 0) if sum(scene.base) > 384 else (255, 255, 255)
-        ImageDraw.Draw(background).rectangle((0, round(ground * SIDE), SIDE, round(ground * SIDE) + 2), fill=line)
+        top = round(ground * height)
+        ImageDraw.Draw(background).rectangle((0, top, width, top + 2), fill=line)
     factor, faults = rng.choice((1, 2, 2)), rng.getrandbits(32)
     drawn = []
     for objects in frames:
-        image = background.resize((SIDE * factor, SIDE * factor), Image.Resampling.NEAREST)
+        image = background.resize((width * factor, height * factor), Image.Resampling.NEAREST)
         paint(image, objects, factor)
         image = image.reduce(factor) if factor > 1 else image
         drawn.append(np.asarray(degrade(image, random.Random(faults), noise).convert("RGB")))

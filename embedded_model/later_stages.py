@@ -366,7 +366,7 @@ LATER_STAGES: dict[str, Stage] = {
             "film_direction": 2,
             "film_ends": 6,
             "film_colour": 2,
-            "film_bounces": 5,
+            "film_bounces": 6,
         },
         dense_share=0.35,
         rounded="int4",

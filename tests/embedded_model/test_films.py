@@ -9,7 +9,16 @@ from collections import Counter
 import numpy as np
 import pytest
 from embedded_model.asks import both_words
-from embedded_model.films import FILM_KINDS, MANY_FRAMES, MAX_BOUNCES, NUM_FRAMES, SIDE, _arc_heights, draw_film
+from embedded_model.films import (
+    BOUNCING_SIZES,
+    FILM_KINDS,
+    MANY_FRAMES,
+    MAX_BOUNCES,
+    NUM_FRAMES,
+    SIDE,
+    _arc_heights,
+    draw_film,
+)
 from embedded_model.frame_targets import follow
 from embedded_model.moments import ask_moments
 from embedded_model.samples import WEIGHTS
@@ -46,7 +55,9 @@ def test_films_are_off_in_the_stages_there_are():
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_films_have_few_small_frames_and_a_spread_of_answers(kind, language):
     drawn = films(kind, language, 60)
-    assert all(film.frames.shape[1:] == (SIDE, SIDE, 3) and 4 <= len(film.frames) <= MANY_FRAMES[1] for film in drawn)
+    sizes = BOUNCING_SIZES if kind == "bounces" else ((SIDE, SIDE),)
+    assert {film.frames.shape[1:] for film in drawn} == {(height, width, 3) for width, height in sizes}
+    assert all(4 <= len(film.frames) <= MANY_FRAMES[1] for film in drawn)
     assert {len(film.frames) <= NUM_FRAMES[1] for film in drawn} == {True, False}
     assert all(film.question.isascii() == (language == "en") and "{" not in film.question for film in drawn)
     replies = Counter(film.reply for film in drawn)

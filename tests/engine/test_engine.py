@@ -11,6 +11,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from engine.conftest import Result, collect, run_to_end
+from tianquan.engine import model_runner
 from tianquan.engine.interface import EngineOptions
 from tianquan.engine.memory import kv_bytes_within
 from tianquan.engine.scheduler import SchedulerLimits
@@ -160,6 +161,18 @@ def test_pictures_are_encoded_once_and_never_mixed(bench):
         assert_same_greedy(result, bench.alone(request))
     statistics = engine.statistics()
     assert statistics.encoder_hits == len(requests[2].prompt.images[0].slices)
+
+
+@pytest.mark.parametrize("slices_of_a_pass", [1, 100])
+def test_how_many_slices_share_a_pass_changes_nothing(bench, monkeypatch, slices_of_a_pass):
+    prompt = bench.prompt("What?", image="wide_3000x300.png")
+    assert len(prompt.images[0].slices) > 4
+    expected = bench.alone(bench.request(prompt, logprobs=2))
+    given_back = []
+    monkeypatch.setattr(model_runner, "_SLICES_OF_A_PASS", slices_of_a_pass)
+    monkeypatch.setattr(model_runner, "give_back_freed_memory", lambda: given_back.append(True))
+    assert_same_greedy(bench.alone(bench.request(prompt, logprobs=2)), expected)
+    assert bool(given_back) == (slices_of_a_pass < len(prompt.images[0].slices))
 
 
 @pytest.mark.parametrize("salt", ["", "other"])

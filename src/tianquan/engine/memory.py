@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+from collections.abc import Callable
 
 from tianquan.backends.kv_cache import KV_BLOCK_SIZE, KVCache
 from tianquan.engine.interface import EngineOptions
@@ -64,6 +66,26 @@ def plan_blocks(model: OmniModel, options: EngineOptions) -> KVCache:
         raise ParameterError(
             f"{num_blocks * block_bytes // _MIB} MiB of keys and values cannot be had on this machine; ask for less"
         ) from error
+
+
+def give_back_freed_memory() -> None:
+    """Give the pages of freed arrays back to the system where the C library can (glibc; elsewhere nothing is done).
+
+    The activations of many slices are freed, but their pages stay with the process: keys and values come on top.
+    """
+    if _TRIM is not None:
+        _TRIM(0)
+
+
+def _find_trim() -> Callable[[int], int] | None:
+    try:
+        trim: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return None
+    return trim
+
+
+_TRIM = _find_trim()
 
 
 def _physical_bytes() -> int | None:

@@ -16,12 +16,15 @@ import numpy.typing as npt
 from tianquan.backends.kv_cache import KVCache, SequenceBatch
 from tianquan.backends.ops import Array
 from tianquan.engine.encoder_cache import EncoderCache, EncoderKey
+from tianquan.engine.memory import give_back_freed_memory
 from tianquan.engine.prefix_cache import Namespace
 from tianquan.engine.scheduler import BlockCopy
 from tianquan.engine.sequence import Sequence
 from tianquan.models.omni_model import OmniModel
 from tianquan.models.token_merging import merge_tokens
 from tianquan.request import FeatureSpan, Prompt
+
+_SLICES_OF_A_PASS = 4  # 4,096 patches of the official model: enough to fill the kernels, and 90 MB of activations
 
 
 @dataclass
@@ -95,21 +98,26 @@ class ModelRunner:
         return (media.namespace, "image", media.prompt.images[image].digest, number)
 
     def _encode_slices(self, media: MediaFeatures, numbers: ListOf[int]) -> None:
-        """Encode the slices of these spans in one packed pass; equal ones once."""
+        """Encode the slices of these spans in a few packed passes; equal ones once."""
         if not numbers:
             return
         began = time.perf_counter()
         prompt, spans = media.prompt, media.prompt.spans
         by_key = {self._key(media, spans[n]): _find_slice(prompt, spans[n].index) for n in numbers}
-        inputs = [replace(prompt.images[i], slices=(prompt.images[i].slices[s],)) for i, s in by_key.values()]
-        features = dict(zip(by_key, self.model.encode_images(inputs), strict=True))  # (S, Q, C)
         lengths = {self._key(media, spans[n]): spans[n].length for n in numbers}
-        for key, rows in features.items():
-            features[key] = merge_tokens(rows, lengths[key], self.model.ops)
-            # a copy: a view would keep the features of the whole call alive, and the cache counts bytes
-            self.encoder_cache.add(key, self.model.ops.concatenate([features[key]]))
+        features: dict[EncoderKey, Array] = {}
+        for start in range(0, len(by_key), _SLICES_OF_A_PASS):
+            keys = list(by_key)[start : start + _SLICES_OF_A_PASS]
+            slices = [(prompt.images[i], s) for i, s in (by_key[key] for key in keys)]
+            inputs = [replace(image, slices=(image.slices[s],)) for image, s in slices]
+            for key, rows in zip(keys, self.model.encode_images(inputs), strict=True):  # (S, Q, C)
+                # a copy: a view would keep the features of the whole call alive, and the cache counts bytes
+                features[key] = self.model.ops.concatenate([merge_tokens(rows, lengths[key], self.model.ops)])
+                self.encoder_cache.add(key, features[key])
         for n in numbers:
             media.rows[n] = features[self._key(media, spans[n])]
+        if len(by_key) > _SLICES_OF_A_PASS:
+            give_back_freed_memory()
         media.vision_ms += 1000 * (time.perf_counter() - began)
 
     def _encode_clips(self, media: MediaFeatures, numbers: ListOf[int]) -> None:

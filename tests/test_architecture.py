@@ -152,7 +152,8 @@ def test_import_is_light():
 
 
 NEED_TORCH = {
-    f"tianquan.training.{name}" for name in ("adapters", "finetune", "module_tree", "objective", "state", "trainer")
+    f"tianquan.training.{name}"
+    for name in ("adapters", "finetune", "module_tree", "objective", "rounded_weights", "state", "trainer")
 }
 NEED_VLLM = {
     f"tianquan.vllm_plugin.{name}"

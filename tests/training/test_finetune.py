@@ -159,6 +159,12 @@ def test_quantization_aware_training_measures_what_the_recipe_will_answer(option
     assert after.loss < 2
 
 
+@pytest.mark.parametrize(("recipe", "message"), [("float16", "no matrix in low bits"), ("int5", "unknown precision")])
+def test_quantization_aware_needs_a_recipe_that_rounds(options, recipe, message):
+    with pytest.raises(ParameterError, match=message):
+        Finetuning(replace(options, method="full", quantization_aware=recipe), quiet).run()
+
+
 def test_interrupted_is_uninterrupted(options, tmp_path, monkeypatch):
     from tianquan.training import finetune
     from tianquan.training.trainer import Trainer

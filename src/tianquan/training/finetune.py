@@ -202,8 +202,9 @@ class Finetuning:
         model.load_audio()
         if options.method == "full":
             tree.set_trainable(prefixes)
-            if options.quantization_aware is not None:
-                round_weights(tree, find_recipe(options.quantization_aware))
+            rounded = options.quantization_aware
+            if rounded is not None and round_weights(tree, find_recipe(rounded)) == 0:
+                raise ParameterError(f"quantization-aware training with {rounded}: it stores no matrix in low bits")
 
             def save() -> None:
                 assert isinstance(checkpoint.files, TensorFiles)

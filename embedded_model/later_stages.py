@@ -8,6 +8,15 @@ from embedded_model.first_stages import DRILL, FLOAT32, INTERVIEWS, LATER
 from embedded_model.stage import Stage
 
 DEEPER = replace(LATER, num_layers=6)
+# Dense targets alone, of pictures and a sound in every fourth step.
+ENCODERS = replace(
+    DEEPER,
+    parts=("vision", "resampler", "audio"),
+    weights=None,
+    sound_every=4,
+    text_share=0.4,
+    digits_share=0.65,
+)
 LATER_STAGES: dict[str, Stage] = {
     # It writes a spoken question down without a fault, and answers another one.
     "listening": replace(
@@ -246,14 +255,9 @@ LATER_STAGES: dict[str, Stage] = {
     # Of large objects alone, the cells' sum was the right number for two pictures of three; and of voices never heard
     # the model understood some always and some hardly ever.
     "census": replace(
-        DEEPER,
+        ENCODERS,
         plan=replace(FLOAT32, num_steps=1200, schedule="linear", warmup_steps=20, seed=33),
         after="tell",
-        parts=("vision", "resampler", "audio"),
-        weights=None,
-        sound_every=4,
-        text_share=0.4,
-        digits_share=0.65,
     ),
     # A count at each name in a list of them, and of a film what came or went at each frame; the rest so that the
     # language model finds again what the encoders now say differently.
@@ -283,14 +287,9 @@ LATER_STAGES: dict[str, Stage] = {
     # What the cells still missed or had twice lay within a tenth of a cell of their borders: whose it is may be settled
     # among them.
     "agree": replace(
-        DEEPER,
+        ENCODERS,
         plan=replace(FLOAT32, num_steps=900, schedule="linear", warmup_steps=20, seed=36),
         after="tally",
-        parts=("vision", "resampler", "audio"),
-        weights=None,
-        sound_every=4,
-        text_share=0.4,
-        digits_share=0.65,
     ),
     "collect": replace(
         DEEPER,
@@ -327,14 +326,9 @@ LATER_STAGES: dict[str, Stage] = {
     ),
     # Each query made up its own mind about what lies on its border: patches agree on it before the queries look.
     "belong": replace(
-        DEEPER,
+        ENCODERS,
         plan=replace(FLOAT32, num_steps=1700, schedule="linear", warmup_steps=20, seed=37),
         after="collect",
-        parts=("vision", "resampler", "audio"),
-        weights=None,
-        sound_every=4,
-        text_share=0.4,
-        digits_share=0.65,
     ),
     "hold": replace(
         DEEPER,

@@ -20,7 +20,7 @@ from tianquan.loading import load
 from tianquan.models.omni_model import OmniModel
 from tianquan.quantization.recipes import find_recipe
 from tianquan.training.adapters import LoraSettings, adapted_names, attach_lora, save_adapter
-from tianquan.training.finetune import FinetuneOptions, Finetuning, score_records
+from tianquan.training.finetune import FinetuneOptions, Finetuning, _round, score_records
 from tianquan.training.module_tree import ModuleTree
 from tianquan.training.objective import AnswerObjective
 from tianquan.training.records import RecordError
@@ -163,6 +163,14 @@ def test_quantization_aware_training_measures_what_the_recipe_will_answer(option
 def test_quantization_aware_needs_a_recipe_that_rounds(options, recipe, message):
     with pytest.raises(ParameterError, match=message):
         Finetuning(replace(options, method="full", quantization_aware=recipe), quiet).run()
+
+
+def test_a_head_that_is_the_embedding_is_not_rounded_in_part(checkpoint_folder):
+    llm, tree = load_tree(checkpoint_folder)
+    config = llm.checkpoint.config
+    tied = replace(config, language=replace(config.language, tie_word_embeddings=True))
+    with pytest.raises(ParameterError, match="head of its own"):
+        _round(tree, replace(llm.checkpoint, config=tied), "int4")
 
 
 def test_interrupted_is_uninterrupted(options, tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from tianquan.models.omni_model import OmniModel
 from tianquan.models.token_merging import merge_tokens
 from tianquan.request import FeatureSpan, Prompt
 
-_SLICES_OF_A_PASS = 4  # 4,096 patches of the official model: enough to fill the kernels, and 90 MB of activations
+_SLICES_OF_A_PASS = 4  # 4,096 patches of the official model fill the kernels; activations grow with more
 
 
 @dataclass

@@ -202,9 +202,8 @@ class Finetuning:
         model.load_audio()
         if options.method == "full":
             tree.set_trainable(prefixes)
-            rounded = options.quantization_aware
-            if rounded is not None and round_weights(tree, find_recipe(rounded)) == 0:
-                raise ParameterError(f"quantization-aware training with {rounded}: it stores no matrix in low bits")
+            if options.quantization_aware is not None:
+                _round(tree, checkpoint, options.quantization_aware)
 
             def save() -> None:
                 assert isinstance(checkpoint.files, TensorFiles)
@@ -248,6 +247,14 @@ def score_records(objective: AnswerObjective, dataset: RecordDataset, on_progres
             on_progress(start + len(examples), len(dataset))
     objective.train(was_training)
     return score
+
+
+def _round(tree: ModuleTree, checkpoint: Checkpoint, recipe: str) -> None:
+    """Let the forward pass see rounded weights; refuse what would be seen as it is."""
+    if checkpoint.config.language.tie_word_embeddings:
+        raise ParameterError("quantization-aware training needs an output head of its own; here it is the embedding")
+    if round_weights(tree, find_recipe(recipe)) == 0:
+        raise ParameterError(f"quantization-aware training with {recipe}: it stores no matrix in low bits")
 
 
 def _check_output(output: Path) -> None:

@@ -17,4 +17,7 @@ tianquan finetune embedded --data "$folder/train.jsonl" --evaluation-data "$fold
 tianquan merge embedded "$folder/run/adapter" "$folder/model"
 tianquan evaluate "$folder/model" --data "$folder/held_out.jsonl" --precision float32 --precision int8 --precision int4 \
     --markdown "$folder/run/precisions.md"
-tianquan chat "$folder/model" --image "$folder/held_out/0000.png" "$question"
+# Four bits, rounded for the new records: to nearest they can lose what was learned.
+[ -d "$folder/int4" ] || tianquan quantize "$folder/model" "$folder/int4" --calibrate "$folder/train.jsonl"
+tianquan evaluate "$folder/int4" --data "$folder/held_out.jsonl" --markdown "$folder/run/int4.md"
+tianquan chat "$folder/int4" --image "$folder/held_out/0000.png" "$question"

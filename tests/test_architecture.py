@@ -153,7 +153,16 @@ def test_import_is_light():
 
 NEED_TORCH = {
     f"tianquan.training.{name}"
-    for name in ("adapters", "finetune", "module_tree", "objective", "rounded_weights", "state", "trainer")
+    for name in (
+        "adapters",
+        "finetune",
+        "module_tree",
+        "objective",
+        "rounded_weights",
+        "state",
+        "tensor_file",
+        "trainer",
+    )
 }
 NEED_VLLM = {
     f"tianquan.vllm_plugin.{name}"

@@ -10,9 +10,11 @@ import pytest
 
 from command_line import assert_refused, run
 from tianquan.checkpoint.safetensors_file import write_safetensors
+from tianquan.cli.evaluate import evaluate
 from tianquan.errors import ParameterError
 from tianquan.evaluation import report
 from tianquan.evaluation.run import Evaluation, EvaluationPlan, RecordSet, parse_reference
+from tianquan.request import MediaPolicy, VideoPolicy
 from tianquan.training.records import read_records
 
 
@@ -95,6 +97,32 @@ def test_what_was_finished_is_reported_when_interrupted(checkpoint_folder, data)
     assert not found["complete"]
     assert found["results"][0]["score"]["records"] == 2
     assert "INTERRUPTED" in report.to_markdown(found)
+
+
+@pytest.mark.parametrize("end", [SystemExit(143), MemoryError(), OSError(5, "Input/output error")])
+def test_what_was_finished_is_written_whatever_ends_it(checkpoint_folder, data, tmp_path, monkeypatch, end):
+    """SIGTERM comes as SystemExit."""
+    answers = Evaluation._answers
+
+    def ended(self, llm):
+        yield next(answers(self, llm))
+        raise end
+
+    monkeypatch.setattr(Evaluation, "_answers", ended)
+    with pytest.raises(type(end)):
+        evaluate(str(checkpoint_folder), [data], json_file=tmp_path / "found.json", max_tokens=3)
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert not found["complete"]
+    assert found["results"][0]["score"]["records"] == 1
+
+
+def test_videos_are_pictures_and_sound_where_it_is_heard(checkpoint_folder, tmp_path):
+    path = tmp_path / "films.jsonl"
+    talk = [{"role": "user", "content": {"text": "What?", "video": "a.mp4"}}, {"role": "assistant", "content": "x"}]
+    path.write_text(json.dumps({"conversations": talk}), encoding="utf-8")
+    assert plan(checkpoint_folder, path).media_kinds == ("image",)
+    heard = MediaPolicy(video=VideoPolicy(with_sound=True))
+    assert plan(checkpoint_folder, path, policy=heard).media_kinds == ("image", "audio")
 
 
 def test_a_low_bit_reference_has_no_towers_to_vary(reference_llm, checkpoint_folder, data, tmp_path):

@@ -31,7 +31,9 @@ from tianquan.evaluation.metrics import (
         ("-4 or (5)", "-4 or 5"),
         ("a-4", "a 4"),
         ("1+1=2 $", "1+1=2 $"),
-        ("...", ""),
+        ("...", "..."),
+        ("50％ of C#, a&b", "50% of c# a&b"),
+        ("**bold** / or_not", "bold or not"),
     ],
 )
 def test_normalise(text, expected):
@@ -51,6 +53,7 @@ def test_exact():
     assert not is_exact("3 4", "34")
     assert not is_exact("3.5", "35")
     assert not is_exact("red", "")
+    assert not any(is_exact(*pair) for pair in (("50%", "50"), ("C#", "C"), ("%", "#"), ("1%", "1#"), (".", "")))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +82,7 @@ def test_error_rates():
     assert character_errors("三个圆", "两个圆形") == ErrorCount(2, 3)
     assert word_errors("two red circles", "two circles") == ErrorCount(1, 3)
     assert (ErrorCount(1, 3) + ErrorCount(2, 3)).rate == 0.5
-    assert character_errors("...", "x").rate is None
+    assert character_errors(" ", "x").rate is None
     assert character_errors("a", "abcd").rate == 3.0
 
 

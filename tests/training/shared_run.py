@@ -1,4 +1,4 @@
-"""A training run for `test_processes.py`, started once for each process: python shared_run.py FOLDER."""
+"""A training run for `test_processes.py`: torchrun shared_run.py FOLDER. Process N leaves weights-N.npy there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from accelerate import PartialState
 from test_trainer import PLAN, Regression, weights
 
@@ -27,9 +28,10 @@ def main() -> None:
     objective = Regression()
     objective.dropout.p = 0.0
     Trainer(objective, Share(), replace(PLAN, num_steps=5), folder, log_interval=1).train()
-    PartialState().wait_for_everyone()  # one that leaves while another saves aborts
-    PartialState().destroy_process_group()
-    print(",".join(str(value) for value in weights(objective).ravel()))
+    processes = PartialState()
+    np.save(folder / f"weights-{processes.process_index}.npy", weights(objective))
+    processes.wait_for_everyone()  # one that leaves while another saves aborts
+    processes.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -88,18 +88,38 @@ def test_every_bad_record_is_named_and_the_rest_counted(folder):
         record("x", task=3),
         record({"image": "."}),
         record({"image": "a\0b"}),
+        record("\ud83d"),
+        record("x", task="\udc00"),
         '{"conversations": ' + "9" * 5000 + "}",
         GOOD[1],
     ]
     report = check(folder, lines)
     named = [(problem.source, problem.message) for problem in report.problems]
-    assert [source for source, _ in named] == [f"records.jsonl:{n}" for n in (1, 3, 3, 3, 4, 5, 6, 7, 8, 9, 10)]
-    words = ["JSON", "none.png", "cut.png", "noise.wav", "alternate", "UTF-8", "not fetched", "task", ".", "a", "JSON"]
+    assert [source for source, _ in named] == [f"records.jsonl:{n}" for n in (1, 3, 3, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12)]
+    words = [
+        "JSON",
+        "none.png",
+        "cut.png",
+        "noise.wav",
+        "alternate",
+        "UTF-8",
+        "not fetched",
+        "task",
+        ".",
+        "a",
+        "half",
+        "half",
+        "JSON",
+    ]
     for (source, message), word in zip(named, words, strict=True):
         assert word in message, source
         assert source not in message
-    assert (report.num_records, report.num_bad) == (2, 9)
+    assert (report.num_records, report.num_bad) == (2, 11)
     assert not report.is_good
+
+
+def test_characters_may_be_written_as_two_escapes(folder):
+    assert check(folder, [record("\U0001f600", task="\U0001f600")]).is_good
 
 
 def test_repeats_are_found_by_the_bytes_of_media(folder):
@@ -146,5 +166,8 @@ def test_command(folder, checkpoint_folder):
     assert result.returncode == 1
     assert "records.jsonl:4: repeats records.jsonl:3" in result.stdout
     assert "bad records" in result.stdout
+    assert "name the model with --model" in result.stdout
+    path.write_text("{")
+    assert "--model" not in run("data", "check", path, "--model", checkpoint_folder).stdout
     assert_refused(run("data", "check", folder / "none.jsonl"), "none.jsonl")
     assert_refused(run("data", "check", path, "--model", folder), "config.json")

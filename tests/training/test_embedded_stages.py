@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from embedded_model.curriculum import STAGES, stages_before
-from embedded_model.deepen import num_layers
+from embedded_model.deepen import Depth, depth
 from embedded_model.release import release
 from embedded_model.train import load_start, trained_stages
 
@@ -45,16 +45,32 @@ def test_a_stage_that_was_not_trained_is_not_released(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_deeper_stage_starts_from_a_deeper_model(tmp_path, monkeypatch):
+@pytest.mark.parametrize("more", [Depth(1, 0), Depth(0, 2)])
+def test_a_deeper_stage_starts_from_a_deeper_model(more, tmp_path, monkeypatch):
     shutil.copytree(find_folder("embedded", None), tmp_path / "blueprint")
-    layers = num_layers(tmp_path / "blueprint")
+    old = depth(tmp_path / "blueprint")
+    new = Depth(old.language + more.language, old.vision + more.vision)
     last = list(STAGES)[-1]
-    same = replace(STAGES[last], num_layers=layers)
-    stages = {**STAGES, last: same, "new": replace(same, after=last, num_layers=layers + 1)}
+    same = replace(STAGES[last], depth=old)
+    stages = {**STAGES, last: same, "new": replace(same, after=last, depth=new)}
     monkeypatch.setattr(train, "STAGES", stages)
     monkeypatch.setattr("embedded_model.curriculum.STAGES", stages)
-    for name, wanted in ((last, layers), ("new", layers + 1)):
+    for name, wanted in ((last, old), ("new", new)):
         checkpoint, _, tree = load_start(tmp_path, name, has_start=True)
-        assert checkpoint.config.language.num_layers == wanted
-        assert tree.get_parameter(f"llm.model.layers.{wanted - 1}.mlp.up_proj.weight").any()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["blueprint", f"blueprint-{layers + 1}-layers"]
+        assert (checkpoint.config.language.num_layers, checkpoint.config.vision.num_layers) == wanted
+        assert tree.get_parameter(f"llm.model.layers.{wanted.language - 1}.mlp.up_proj.weight").any()
+        assert tree.get_parameter(f"vision.vpm.encoder.layers.{wanted.vision - 1}.mlp.fc1.weight").any()
+    deeper = f"blueprint-{new.language}-{new.vision}-layers"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["blueprint", deeper]
+
+
+def test_a_folder_goes_on_from_what_it_began_with(tmp_path):
+    start = find_folder("embedded", None)
+    train._begin(tmp_path / "blueprint", start)
+    train._begin(tmp_path / "blueprint", start)
+    train._begin(tmp_path / "blueprint", None)
+    other = tmp_path / "other"
+    shutil.copytree(start, other)
+    (other / "model.safetensors").write_bytes(b"another")
+    with pytest.raises(ParameterError, match="began with other weights"):
+        train._begin(tmp_path / "blueprint", other)

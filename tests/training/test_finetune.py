@@ -62,6 +62,10 @@ def options(records, checkpoint_folder, media_root, tmp_path):
     )
 
 
+def full(options, **changes):
+    return replace(options, method="full", lora=None, **changes)
+
+
 def quiet(*_):
     pass
 
@@ -99,12 +103,13 @@ def test_fresh_lora_changes_nothing(checkpoint_folder, media_root, precision):
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
 def test_the_loss_falls(options, method):
-    report = Finetuning(replace(options, method=method, max_steps=12), quiet).run()
+    options = replace(options, method=method, lora=None if method == "full" else options.lora, max_steps=12)
+    report = Finetuning(options, quiet).run()
     assert report.after.loss < 0.8 * report.before.loss
     assert (options.output / "report.md").read_text().startswith("# Training report")
     assert (options.output / ("model" if method == "full" else "adapter")).is_dir()
     with pytest.raises(ParameterError, match="finished"):
-        Finetuning(replace(options, method=method), quiet)
+        Finetuning(options, quiet)
 
 
 def test_merged_is_attached(options, checkpoint_folder, media_root, tmp_path):
@@ -136,7 +141,7 @@ def test_merged_is_attached(options, checkpoint_folder, media_root, tmp_path):
 
 
 def test_full_training_writes_what_it_trained_and_nothing_else(options, checkpoint_folder):
-    Finetuning(replace(options, method="full", parts=("audio_projection", "resampler")), quiet).run()
+    Finetuning(full(options, parts=("audio_projection", "resampler")), quiet).run()
     before, after = (open_checkpoint(folder).files for folder in (checkpoint_folder, options.output / "model"))
     changed = {name for name in before.tensors if not np.array_equal(before.dense(name).data, after.dense(name).data)}
     assert changed
@@ -147,7 +152,7 @@ def test_quantization_aware_training_measures_what_the_recipe_will_answer(option
     """The score after training is that of the saved checkpoint with its weights rounded."""
     llm, tree = load_tree(checkpoint_folder)
     save_dense(checkpoint_folder, llm.checkpoint.config, tree, "float32", tmp_path / "base")
-    options = replace(options, model=str(tmp_path / "base"), method="full", parts=("language", "resampler"))
+    options = full(options, model=str(tmp_path / "base"), parts=("language", "resampler"))
     training = Finetuning(replace(options, quantization_aware="int4"), quiet)
     after = training.run().after
     losses = {
@@ -162,7 +167,7 @@ def test_quantization_aware_training_measures_what_the_recipe_will_answer(option
 @pytest.mark.parametrize(("recipe", "message"), [("float16", "no matrix in low bits"), ("int5", "unknown precision")])
 def test_quantization_aware_needs_a_recipe_that_rounds(options, recipe, message):
     with pytest.raises(ParameterError, match=message):
-        Finetuning(replace(options, method="full", quantization_aware=recipe), quiet).run()
+        Finetuning(full(options, quantization_aware=recipe), quiet).run()
 
 
 def test_a_head_that_is_the_embedding_is_not_rounded_in_part(checkpoint_folder):
@@ -226,11 +231,83 @@ def test_bad_records_stop_or_are_skipped(options, records):
 
 @pytest.mark.parametrize(
     "change",
-    [{"parts": ()}, {"epochs": 0.0}, {"batch_size": 0}, {"warmup": 2.0}, {"quantization_aware": "int4"}],
+    [
+        {"parts": ()},
+        {"epochs": 0.0},
+        {"batch_size": 0},
+        {"accumulation": 0},
+        {"max_tokens": 0},
+        {"max_steps": 0},
+        {"warmup": 2.0},
+        {"quantization_aware": "int4"},
+        {"method": "full"},  # with a rank
+        {"base_precision": "int4"},  # of a float32 base
+    ],
 )
 def test_absurd_options(options, change):
     with pytest.raises(ParameterError):
         replace(options, **change)
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "used"), [("lora", None, 1e-4), ("full", None, 2e-5), ("full", 1e-4, 1e-4), ("qlora", 0.1, 0.1)]
+)
+def test_the_rate_is_the_one_given_or_the_methods(options, method, given, used):
+    options = replace(options, method=method, lora=None, learning_rate=given)
+    assert Finetuning(options, quiet)._plan(1.0).learning_rate == used
+
+
+def test_what_no_record_uses_is_not_trained(options, records):
+    lines = records.read_text(encoding="utf-8").splitlines()
+    records.write_text(lines[2], encoding="utf-8")  # text alone
+    for part, medium in (("vision", "image"), ("audio_projection", "audio")):
+        with pytest.raises(ParameterError, match=f"no record has {medium} to train {part} on"):
+            Finetuning(replace(options, parts=("language", part)), quiet).run()
+
+
+@pytest.mark.parametrize("part", ["vision", "resampler", "audio", "audio_projection"])
+def test_one_tower_is_trained_on_records_of_all_kinds(options, part):
+    report = Finetuning(replace(options, parts=(part,), batch_size=1, max_steps=8), quiet).run()
+    assert report.after.loss < report.before.loss
+
+
+@pytest.mark.parametrize("change", ["evaluation_data", "method", "broken"])
+def test_the_score_before_is_of_what_is_trained(options, records, tmp_path, change, monkeypatch):
+    """A run that stopped before its first state leaves a score that another run must not take for its own."""
+    from tianquan.training import finetune
+    from tianquan.training.trainer import Trainer
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "train", stop)
+    with pytest.raises(KeyboardInterrupt):
+        Finetuning(options, quiet).run()
+    measured = []
+    score = finetune.score_records
+    monkeypatch.setattr(finetune, "score_records", lambda *of: measured.append(of) or score(*of))
+    with pytest.raises(KeyboardInterrupt):
+        Finetuning(options, quiet).run()
+    assert not measured  # the same run: what was measured is kept
+    if change == "broken":
+        (options.output / "run" / "score-before.json").write_text("{")
+        other = options
+    elif change == "method":
+        other = replace(options, method="qlora")
+    else:
+        fewer = tmp_path / "fewer.jsonl"
+        fewer.write_text("".join(records.read_text(encoding="utf-8").splitlines(keepends=True)[:2]), encoding="utf-8")
+        other = replace(options, evaluation_data=fewer)
+    with pytest.raises(KeyboardInterrupt):
+        Finetuning(other, quiet).run()
+    assert len(measured) == 1
+
+
+def test_records_that_were_skipped_are_listed_evaluations_too(options, records, tmp_path):
+    broken = tmp_path / "held_out.jsonl"
+    broken.write_text(records.read_text(encoding="utf-8") + "{broken\n", encoding="utf-8")
+    report = Finetuning(replace(options, evaluation_data=broken, on_bad_record="skip", max_steps=1), quiet).run()
+    assert [line.partition(": ")[0] for line in report.skipped] == ["held_out.jsonl:5"]
 
 
 def test_low_bit_folders_are_not_trained(options, checkpoint_folder, tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,31 +15,17 @@ from tianquan.training.state import saved_states
 SCRIPT = Path(__file__).with_name("shared_run.py")
 
 
-def _start(folder: Path, rank: int, world: int, port: int) -> subprocess.Popen[str]:
-    environment = {
-        **os.environ,
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "LOCAL_WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "ACCELERATE_USE_CPU": "true",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, str(SCRIPT), str(folder)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, cwd=SCRIPT.parent)
-
-
-def _train(folder: Path, world: int) -> list[np.ndarray]:
-    """Return the weights each process ends with."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [_start(folder, rank, world, port) for rank in range(world)]
-    printed = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * world
-    return [np.array([float(value) for value in text.strip().splitlines()[-1].split(",")]) for text in printed]
+def _train(folder: Path, processes: int) -> list[np.ndarray]:
+    """Return the weights each process ends with. torchrun finds the port itself and keeps the store they meet at."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    subprocess.run(
+        [*torchrun, str(SCRIPT), str(folder)],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        cwd=SCRIPT.parent,
+        check=True,
+        timeout=300,
+    )
+    return [np.load(folder / f"weights-{rank}.npy") for rank in range(processes)]
 
 
 def test_two_processes_train_as_one_does(tmp_path):

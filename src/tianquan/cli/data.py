@@ -40,22 +40,24 @@ def check(
 
     checking = DataCheck(_prospect(model, revision), media_root or file.parent)
     size = file.stat().st_size if file.is_file() else None
-    interrupted = False
+    stopped: BaseException | None = None
     with WorkProgress("checking", size) as progress:
         try:
             for position in checking.run(file):
                 progress.advance_to(position)
-        except KeyboardInterrupt:
-            interrupted = True
-    report = checking.report.to_dict() | {"complete": not interrupted}
+        except (KeyboardInterrupt, SystemExit) as error:  # Ctrl-C, or another signal that ends it
+            stopped = error
+    report = checking.report.to_dict() | {"complete": stopped is None}
     if json_output:
         print(json.dumps(report, ensure_ascii=False))
     else:
         for problem in checking.report.problems:
             print(terminal_safe(str(problem)))
-        show_statistics(report)
-    if interrupted:
+        show_statistics(report, has_model=model is not None)
+    if isinstance(stopped, KeyboardInterrupt):
         raise typer.Exit(130)
+    if stopped is not None:
+        raise stopped
     if not report["ok"]:
         raise typer.Exit(1)
 
@@ -70,7 +72,7 @@ def _prospect(model: str | None, revision: str | None) -> Prospect | None:
     return Prospect(checkpoint.processor, checkpoint.config.language.max_position_embeddings)
 
 
-def show_statistics(report: dict[str, Any]) -> None:
+def show_statistics(report: dict[str, Any], *, has_model: bool) -> None:
     """Print the statistics of a report as tables."""
     from rich.console import Console
     from rich.table import Table
@@ -95,7 +97,8 @@ def show_statistics(report: dict[str, Any]) -> None:
                 groups.add_row(terminal_safe(name) or "(none)", f"{count:,}")
             console.print(groups)
     if tokens is None:
-        console.print("lengths in tokens: name the model with --model")
+        if not has_model:
+            console.print("lengths in tokens: name the model with --model")
         return
     most = max(bin["records"] for bin in tokens["histogram"])
     for bin in tokens["histogram"]:

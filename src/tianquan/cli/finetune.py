@@ -14,6 +14,7 @@ from tianquan.cli.progress import WorkProgress
 from tianquan.errors import BackendError, ParameterError
 
 if TYPE_CHECKING:
+    from tianquan.training.adapters import LoraSettings
     from tianquan.training.finetune import Part
     from tianquan.training.report import FinetuneReport
 
@@ -38,10 +39,10 @@ def finetune(
     media_root: Annotated[Path | None, typer.Option(help="Folder of relative media paths; the records' own.")] = None,
     method: Annotated[str, typer.Option(help="lora, qlora (low-bit base) or full.")] = "lora",
     train: TrainedParts = None,
-    rank: Annotated[int, typer.Option(help="Rank of LoRA's factors.")] = 16,
-    alpha: Annotated[float, typer.Option(help="LoRA scales its update by alpha / rank.")] = 32.0,
-    dropout: Annotated[float, typer.Option(help="On the input of LoRA's factors.")] = 0.0,
-    base_precision: Annotated[str, typer.Option(help="Of a qlora base: int4 or int8.")] = "int4",
+    rank: Annotated[int | None, typer.Option(help="Rank of LoRA's factors, 16 by default.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="LoRA scales its update by alpha / rank; 32 by default.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="On the input of LoRA's factors; none by default.")] = None,
+    base_precision: Annotated[str | None, typer.Option(help="Of a qlora base: int8 or, by default, int4.")] = None,
     quantization_aware: RoundedAs = None,
     epochs: Annotated[float, typer.Option(help="Passes over the records.")] = 1.0,
     max_steps: Annotated[int | None, typer.Option(help="End after this many steps.")] = None,
@@ -63,39 +64,36 @@ def finetune(
 ) -> None:
     """Adapt a checkpoint: LoRA, LoRA over low-bit weights, or all weights. Run again, it goes on where it stopped."""
     _require_training()
-    from tianquan.training.adapters import LoraSettings
-    from tianquan.training.finetune import FinetuneOptions, Finetuning, with_defaults
+    from tianquan.training.finetune import FinetuneOptions, Finetuning
 
-    chosen = with_defaults(
-        FinetuneOptions(
-            model=model,
-            data=data,
-            output=output,
-            evaluation_data=evaluation_data,
-            media_root=media_root,
-            method=_one_of("method", method, ("lora", "qlora", "full")),
-            parts=_parts(train),
-            lora=LoraSettings(rank=rank, alpha=alpha, dropout=dropout),
-            base_precision=_one_of("base precision", base_precision, ("int4", "int8")),
-            quantization_aware=quantization_aware,
-            epochs=epochs,
-            max_steps=max_steps,
-            batch_size=batch_size,
-            accumulation=accumulation,
-            learning_rate=FinetuneOptions.learning_rate if learning_rate is None else learning_rate,
-            schedule=_one_of("schedule", schedule, ("cosine", "linear", "constant")),
-            warmup=warmup,
-            weight_decay=weight_decay,
-            max_grad_norm=max_grad_norm,
-            precision=_one_of("precision", precision, ("float32", "bfloat16", "float16")),
-            gradient_checkpointing=gradient_checkpointing,
-            max_tokens=max_tokens,
-            on_bad_record=_one_of("on-bad-record", on_bad_record, ("stop", "skip")),
-            seed=seed,
-            save_seconds=60 * save_minutes,
-            workers=workers,
-            device=device,
-        )
+    chosen = FinetuneOptions(
+        model=model,
+        data=data,
+        output=output,
+        evaluation_data=evaluation_data,
+        media_root=media_root,
+        method=_one_of("method", method, ("lora", "qlora", "full")),
+        parts=_parts(train),
+        lora=_lora(rank, alpha, dropout),
+        base_precision=None if base_precision is None else _one_of("base precision", base_precision, ("int4", "int8")),
+        quantization_aware=quantization_aware,
+        epochs=epochs,
+        max_steps=max_steps,
+        batch_size=batch_size,
+        accumulation=accumulation,
+        learning_rate=learning_rate,
+        schedule=_one_of("schedule", schedule, ("cosine", "linear", "constant")),
+        warmup=warmup,
+        weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
+        precision=_one_of("precision", precision, ("float32", "bfloat16", "float16")),
+        gradient_checkpointing=gradient_checkpointing,
+        max_tokens=max_tokens,
+        on_bad_record=_one_of("on-bad-record", on_bad_record, ("stop", "skip")),
+        seed=seed,
+        save_seconds=60 * save_minutes,
+        workers=workers,
+        device=device,
     )
     with _Phases() as phases:
         _print_result(output, Finetuning(chosen, phases.show).run())
@@ -179,6 +177,19 @@ def _one_of(name: str, value: str, allowed: tuple[Choice, ...]) -> Choice:
         if choice == value:
             return choice
     raise ParameterError(f"{name} is {value!r}; expected {', '.join(allowed[:-1])} or {allowed[-1]}")
+
+
+def _lora(rank: int | None, alpha: float | None, dropout: float | None) -> LoraSettings | None:
+    """Return the settings, or None if none was given."""
+    from tianquan.training.adapters import LoraSettings
+
+    if rank is None and alpha is None and dropout is None:
+        return None
+    return LoraSettings(
+        rank=LoraSettings.rank if rank is None else rank,
+        alpha=LoraSettings.alpha if alpha is None else alpha,
+        dropout=LoraSettings.dropout if dropout is None else dropout,
+    )
 
 
 def _parts(train: list[str] | None) -> tuple[Part, ...]:

@@ -32,6 +32,7 @@ def measure_memory(
     kinds: Sequence[str],
     adapter: Path | None = None,
     kv_format: str | None = None,
+    device: str = "cpu",
 ) -> int:
     """Return the resident bytes of a fresh process that has loaded a model and answered once.
 
@@ -43,6 +44,7 @@ def measure_memory(
         kinds: media of the question: image, audio, both or none. A tower nobody uses is never loaded.
         adapter: a folder to add, or None.
         kv_format: of keys and values, the precision's by default.
+        device: of the torch backend; what lies on a GPU is not resident here.
 
     Raises:
         TianquanError: the process ends by an error, such as too little memory.
@@ -55,6 +57,7 @@ def measure_memory(
         "kinds": list(kinds),
         "adapter": None if adapter is None else str(adapter),
         "kv_format": kv_format,
+        "device": device,
     }
     command = [sys.executable, "-m", "tianquan.evaluation.memory", json.dumps(arguments)]
     result = subprocess.run(command, capture_output=True, text=True)

@@ -1,7 +1,8 @@
 """What answers are judged by: exact match, character and word error rates, intervals of shares.
 
 Answers are compared after `normalise`: NFKC (full-width forms become plain ones), case folded, punctuation removed
-except inside numbers (3.5, 1-2, -4), white space collapsed. Symbols (+ = $ %) carry meaning and stay.
+except inside numbers (3.5, 1-2, -4), white space collapsed. Symbols (+ = $ % # & @) carry meaning and stay, and so does
+a text that is nothing but punctuation.
 
     error rate = edits / units of the expected text,   edits = Levenshtein distance
 
@@ -22,6 +23,7 @@ import numpy as np
 
 _Z_95 = 1.959963984540054  # standard deviations around the mean that hold 95 % of a normal distribution
 _IN_NUMBER = re.compile(r"(?<=\d)[^\w\s](?=\d)|(?<![\w])-(?=\d)")
+_SYMBOLS = frozenset("%‰#&@\\")  # that Unicode counts among punctuation
 _WORDLESS = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _UNIT = re.compile(rf"[{_WORDLESS}]|[^\s{_WORDLESS}]+")
 
@@ -31,10 +33,13 @@ def normalise(text: str) -> str:
     text = unicodedata.normalize("NFKC", text).casefold()
     kept = {match.start() for match in _IN_NUMBER.finditer(text)}
     shown = (
-        character if n in kept or not unicodedata.category(character).startswith("P") else _gap(text, n)
-        for n, character in enumerate(text)
+        character if n in kept or not _is_punctuation(character) else _gap(text, n) for n, character in enumerate(text)
     )
-    return " ".join("".join(shown).split())
+    return " ".join("".join(shown).split()) or " ".join(text.split())
+
+
+def _is_punctuation(character: str) -> bool:
+    return unicodedata.category(character).startswith("P") and character not in _SYMBOLS
 
 
 def _gap(text: str, n: int) -> str:

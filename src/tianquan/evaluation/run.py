@@ -78,9 +78,13 @@ class EvaluationPlan:
 
     @property
     def media_kinds(self) -> tuple[str, ...]:
-        """Which of image and audio occur."""
+        """Which of image and audio occur; a video is images, and audio where its sound track is heard."""
         turns = [turn for one in self.record_sets for record in one.records for turn in record.turns]
-        present = (("image", any(turn.images for turn in turns)), ("audio", any(turn.audios for turn in turns)))
+        has_video = any(turn.videos for turn in turns)
+        present = (
+            ("image", has_video or any(turn.images for turn in turns)),
+            ("audio", (has_video and self.policy.video.with_sound) or any(turn.audios for turn in turns)),
+        )
         return tuple(kind for kind, is_present in present if is_present)
 
 
@@ -203,6 +207,7 @@ class Evaluation:
             plan.media_kinds,
             plan.adapter,
             recipe.kv_format if plan.kv_formats else None,
+            plan.device,
         )
         adapter = None if plan.adapter is None else Adapter.open(plan.adapter, checkpoint.config)
         model = self._model(checkpoint, recipe, adapter)

@@ -199,7 +199,7 @@ def _fit(width: float, height: float, scale_resolution: int, patch_size: int, *,
     """Keep the shape, take the area S^2 (pictures that are smaller only if `upscale`), round to patches."""
     if width * height > scale_resolution**2 or upscale:
         ratio = width / height
-        height = int(scale_resolution / math.sqrt(ratio))
+        height = max(1, int(scale_resolution / math.sqrt(ratio)))
         width = int(height * ratio)
     return _ensure_multiple(width, patch_size), _ensure_multiple(height, patch_size)
 

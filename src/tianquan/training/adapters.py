@@ -10,7 +10,6 @@ from pathlib import Path
 
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from peft.tuners.lora import Linear as LoraLinear
-from safetensors.torch import save_file
 
 from tianquan.backends.torch import LowBitWeight
 from tianquan.checkpoint.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, KEY_PREFIX
@@ -20,6 +19,7 @@ from tianquan.checkpoint.tensor_list import needed_weights
 from tianquan.config import ModelConfig
 from tianquan.errors import ParameterError
 from tianquan.training.module_tree import ModuleTree
+from tianquan.training.tensor_file import save_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,5 +91,5 @@ def save_adapter(tree: ModuleTree, config: LoraConfig, base: str, output: Path) 
     text = json.dumps(settings, indent=1, sort_keys=True, default=sorted) + "\n"
     output = check_new_folder(output)
     with new_folder(output, sum(tensor.nbytes for tensor in tensors.values()) + len(text)) as folder:
-        save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        save_tensors(tensors, folder / ADAPTER_WEIGHTS, {"format": "pt"})
         (folder / ADAPTER_CONFIG).write_text(text, encoding="utf-8")

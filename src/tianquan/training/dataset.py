@@ -18,6 +18,7 @@ from tianquan.training.order import RecordOrder
 from tianquan.training.records import Record, RecordError, parse_record, read_lines
 
 OnBadRecord = Literal["stop", "skip"]
+Medium = Literal["image", "audio"]
 
 
 class RecordDataset:
@@ -30,12 +31,14 @@ class RecordDataset:
         lengths: Sequence[int],
         skipped: Sequence[str],
         digest: str,
+        media: frozenset[Medium],
         media_root: Path | None,
         max_tokens: int,
     ) -> None:
         self.lengths = lengths  # tokens of each
         self.skipped = skipped  # why, a line for each
         self.digest = digest  # of the file and of what was skipped
+        self.media = media  # that occur
         self._processor = processor
         self._records = records
         self._media_root = media_root
@@ -68,6 +71,7 @@ class RecordDataset:
         root = media_root or path.parent
         lines = list(read_lines(path))
         records, lengths, skipped = [], [], []
+        media: set[Medium] = set()
         for n, (line, source) in enumerate(lines, 1):
             try:
                 record = parse_record(line, source)
@@ -79,12 +83,13 @@ class RecordDataset:
             else:
                 records.append(record)
                 lengths.append(len(example.prompt.token_ids))
+                media |= {span.kind for span in example.prompt.spans}
             on_progress(n, len(lines))
         if not records:
             raise RecordError(f"{path}: has no records that can be used")
         text = "\n".join([*(line for line, _ in lines), *skipped])
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-        return cls(processor, records, lengths, skipped, digest, root, max_tokens)
+        return cls(processor, records, lengths, skipped, digest, frozenset(media), root, max_tokens)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -100,6 +105,7 @@ class RecordSteps:
         self._dataset = dataset
         self._accumulation = accumulation
         self._order = RecordOrder(dataset.lengths, batch_size, seed)
+        self.per_epoch = self._order.batches_per_epoch / accumulation  # steps
 
     def __getitem__(self, step: int) -> list[list[Example]]:
         """Return the examples of a step."""

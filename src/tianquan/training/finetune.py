@@ -12,7 +12,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -27,11 +27,11 @@ from tianquan.errors import ParameterError
 from tianquan.models.omni_model import OmniModel
 from tianquan.quantization.recipes import find_recipe
 from tianquan.training.adapters import LoraSettings, adapted_names, attach_lora, save_adapter
-from tianquan.training.dataset import OnBadRecord, RecordDataset, RecordSteps
+from tianquan.training.dataset import Medium, OnBadRecord, RecordDataset, RecordSteps
 from tianquan.training.module_tree import ModuleTree, count_parameters
 from tianquan.training.objective import AnswerObjective
 from tianquan.training.plan import Schedule, TrainingPlan, TrainingPrecision
-from tianquan.training.report import FinetuneReport, Score, write_report
+from tianquan.training.report import FinetuneReport, Score, read_score, write_report, write_score
 from tianquan.training.rounded_weights import round_weights
 from tianquan.training.trainer import Trainer
 
@@ -46,6 +46,13 @@ PARTS: dict[Part, tuple[str, ...]] = {  # how our names of their weights begin
     "audio": ("audio.conv1", "audio.conv2", "audio.position_embedding", "audio.layers", "audio.final_norm"),
     "audio_projection": ("audio.projection", "audio.begin_end"),
 }
+MEDIUM_OF_PART: dict[Part, Medium] = {
+    "vision": "image",
+    "resampler": "image",
+    "audio": "audio",
+    "audio_projection": "audio",
+}
+LEARNING_RATES: dict[Method, float] = {"lora": 1e-4, "qlora": 1e-4, "full": 2e-5}
 _EVALUATION_BATCH = 8
 
 
@@ -55,10 +62,15 @@ class FinetuneOptions:
 
     epochs: passes over the data; `max_steps` ends earlier.
     parts: what is trained; the others stay bit-identical.
-    base_precision: what a qlora base is kept in, int4 or int8.
+    lora: None takes the defaults; for methods lora and qlora.
+    base_precision: what a qlora base is kept in, int8 or (by default) int4.
     quantization_aware: recipe whose rounding the forward pass sees, for method full; None sees the weights as they are.
     evaluation_data: records measured before and after, not trained on.
+    learning_rate: None is 1e-4, with method full 2e-5.
     warmup: share of the steps.
+
+    Raises:
+        ParameterError: a number out of range, or an option of another method.
     """
 
     model: str
@@ -68,14 +80,14 @@ class FinetuneOptions:
     media_root: Path | None = None
     method: Method = "lora"
     parts: tuple[Part, ...] = ("language",)
-    lora: LoraSettings = field(default_factory=LoraSettings)
-    base_precision: str = "int4"
+    lora: LoraSettings | None = None
+    base_precision: str | None = None
     quantization_aware: str | None = None
     epochs: float = 1.0
     max_steps: int | None = None
     batch_size: int = 4
     accumulation: int = 1
-    learning_rate: float = 1e-4
+    learning_rate: float | None = None
     schedule: Schedule = "cosine"
     warmup: float = 0.03
     weight_decay: float = 0.0
@@ -97,9 +109,16 @@ class FinetuneOptions:
                 f"quantization-aware training is for method full, the method is {self.method}: what an adapter adds"
                 " is rounded only after it was merged"
             )
+        if self.lora is not None and self.method == "full":
+            raise ParameterError("rank, alpha and dropout are for methods lora and qlora, the method is full")
+        if self.base_precision is not None and self.method != "qlora":
+            raise ParameterError(f"base precision is for method qlora, the method is {self.method}")
         for name, value, low, high in (
             ("epochs", self.epochs, 1e-6, 1e6),
             ("batch size", self.batch_size, 1, 4096),
+            ("accumulation", self.accumulation, 1, 10**6),
+            ("max tokens", 1 if self.max_tokens is None else self.max_tokens, 1, 10**9),
+            ("max steps", 1 if self.max_steps is None else self.max_steps, 1, 10**9),
             ("warmup", self.warmup, 0.0, 1.0),
             ("workers", self.workers, 0, 256),
         ):
@@ -130,26 +149,33 @@ class Finetuning:
         options = self.options
         if PartialState(cpu=options.device == "cpu").num_processes > 1:
             raise ParameterError("finetune trains in one process; start it without a launcher")
-        plan = self._plan()
-        objective, save = self._build(self.checkpoint)
-        before = self._score_once(objective, "before")
+        self._check_media()
         steps = RecordSteps(self.dataset, options.batch_size, options.accumulation, options.seed)
+        plan = self._plan(steps.per_epoch)
+        objective, save = self._build(self.checkpoint)
+        before = self._score_before(objective)
         trainer = Trainer(objective, steps, plan, options.output / "run", num_workers=options.workers)
         trainer.train()
-        after = self._score_once(objective, "after")
-        save()
+        after = self._score(objective, "after")
         num_trained, num_all = count_parameters(objective)
         report = FinetuneReport(
             options={key: str(value) for key, value in asdict(options).items()},
             num_records=len(self.dataset),
-            skipped=self.dataset.skipped,
+            skipped=[*self.dataset.skipped, *([] if self.evaluation is None else self.evaluation.skipped)],
             num_trained=num_trained,
             num_parameters=num_all,
             before=before,
             after=after,
         )
         write_report(report, options.output)
+        save()  # the last thing: what has it is finished
         return report
+
+    def _check_media(self) -> None:
+        """Refuse to train what no record uses."""
+        for part, medium in MEDIUM_OF_PART.items():
+            if part in self.options.parts and medium not in self.dataset.media:
+                raise ParameterError(f"{self.options.data}: no record has {medium} to train {part} on; leave it out")
 
     def _open_dataset(self, path: Path) -> RecordDataset:
         options = self.options
@@ -158,21 +184,20 @@ class Finetuning:
             path,
             self.checkpoint.processor,
             media_root=options.media_root,
-            max_tokens=min(options.max_tokens or window, window),
+            max_tokens=window if options.max_tokens is None else min(options.max_tokens, window),
             on_bad_record=options.on_bad_record,
             on_progress=lambda done, all_: self._on_progress(f"reading {path.name}", done, all_),
         )
 
-    def _plan(self) -> TrainingPlan:
+    def _plan(self, per_epoch: float) -> TrainingPlan:
         options = self.options
-        per_epoch = len(self.dataset) / (options.batch_size * options.accumulation)
         num_steps = max(1, math.ceil(options.epochs * per_epoch))
         if options.max_steps is not None:
             num_steps = min(num_steps, options.max_steps)
         return TrainingPlan(
             num_steps=num_steps,
             accumulation=options.accumulation,
-            learning_rate=options.learning_rate,
+            learning_rate=LEARNING_RATES[options.method] if options.learning_rate is None else options.learning_rate,
             schedule=options.schedule,
             warmup_steps=min(num_steps, round(options.warmup * num_steps)),
             weight_decay=options.weight_decay,
@@ -194,7 +219,7 @@ class Finetuning:
         """Return the loss over the model's weights, and what saves the result."""
         options = self.options
         prefixes = [prefix for part in options.parts for prefix in PARTS[part]]
-        recipe = find_recipe(options.base_precision if options.method == "qlora" else "float32")
+        recipe = find_recipe((options.base_precision or "int4") if options.method == "qlora" else "float32")
         ops = TorchOps(options.device, recompute_layers=options.gradient_checkpointing)
         tree = ModuleTree(checkpoint.weights(recipe, ops, self._on_progress))
         model = OmniModel(checkpoint.config, tree, ops)
@@ -211,24 +236,31 @@ class Finetuning:
                 save_dense(checkpoint.folder, checkpoint.config, tree, format, options.output / "model")
         else:
             torch.manual_seed(options.seed)  # of the factors' first values
-            config = attach_lora(tree, adapted_names(checkpoint.config, prefixes), options.lora)
+            config = attach_lora(tree, adapted_names(checkpoint.config, prefixes), options.lora or LoraSettings())
 
             def save() -> None:
                 save_adapter(tree, config, options.model, options.output / "adapter")
 
         return AnswerObjective(model, tree), save
 
-    def _score_once(self, objective: AnswerObjective, when: Literal["before", "after"]) -> Score | None:
-        """Measure the evaluation records; the score before training is kept for a resumed run."""
+    def _score_before(self, objective: AnswerObjective) -> Score | None:
+        """Measure what training starts from; a resumed run has it from before, if it was of the same."""
         if self.evaluation is None:
             return None
-        path = self.options.output / f"score-{when}.json"
-        if when == "before" and path.is_file():
-            return Score.from_json(path.read_text(encoding="utf-8"))
-        score = score_records(objective, self.evaluation, lambda n, m: self._on_progress(f"measuring {when}", n, m))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(score.to_json(), encoding="utf-8")
+        path = self.options.output / "run" / "score-before.json"
+        measured = [self._fingerprint(), self.evaluation.digest]
+        score = read_score(path, measured)
+        if score is None:
+            score = self._score(objective, "before")
+            assert score is not None
+            write_score(path, score, measured)
         return score
+
+    def _score(self, objective: AnswerObjective, when: Literal["before", "after"]) -> Score | None:
+        """Measure the evaluation records, if there are any."""
+        if self.evaluation is None:
+            return None
+        return score_records(objective, self.evaluation, lambda n, m: self._on_progress(f"measuring {when}", n, m))
 
 
 def score_records(objective: AnswerObjective, dataset: RecordDataset, on_progress: Callable[[int, int], None]) -> Score:
@@ -262,10 +294,3 @@ def _check_output(output: Path) -> None:
     for name in ("adapter", "model"):
         if (output / name).exists():
             raise ParameterError(f"{output / name}: exists already; this run is finished, name another output")
-
-
-def with_defaults(options: FinetuneOptions) -> FinetuneOptions:
-    """Return options with the learning rate of the method where it is the dataclass's own."""
-    if options.method == "full" and options.learning_rate == FinetuneOptions.learning_rate:
-        return replace(options, learning_rate=2e-5)
-    return options

@@ -21,7 +21,7 @@ class RecordOrder:
 
     Args:
         lengths: tokens of each record.
-        batch_size: records of a micro-batch; the last of an epoch is filled up from its beginning.
+        batch_size: records of a micro-batch; one of each epoch has what is left, so that a record is seen once in it.
         seed: of the shuffling; every epoch has its own.
     """
 
@@ -49,6 +49,4 @@ class RecordOrder:
         by_length = np.concatenate([piece[np.argsort(self._lengths[piece], kind="stable")] for piece in pieces])
         size = self._batch_size
         batches = [by_length[start : start + size] for start in range(0, len(by_length), size)]
-        if len(batches[-1]) < size:
-            batches[-1] = np.concatenate([batches[-1], np.resize(by_length, size - len(batches[-1]))])
         return [batches[n] for n in rng.permutation(len(batches))]

@@ -9,6 +9,7 @@ Further keys of a record (`task`, `language`, `id`, ...) are kept for statistics
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from tianquan.errors import TianquanError
 from tianquan.processing.messages import Message, parse_messages
 
 _CONVERSATION_KEYS = ("conversations", "messages")
+_PAIRED = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that means half of a character
 
 
 class RecordError(TianquanError):
@@ -50,6 +52,8 @@ def parse_record(line: str, source: str) -> Record:
         raise RecordError(f"{source}: not valid JSON") from error
     if not isinstance(value, dict):
         raise RecordError(f"{source}: a record must be an object, got {type(value).__name__}")
+    if _PAIRED.search(line) and not _is_text(value):
+        raise RecordError(f"{source}: has half of a character (a \\ud800-\\udfff escape without its other half)")
     present = [key for key in _CONVERSATION_KEYS if key in value]
     if len(present) != 1:
         raise RecordError(f"{source}: a record must have either conversations or messages, got {sorted(value)[:6]}")
@@ -60,6 +64,15 @@ def parse_record(line: str, source: str) -> Record:
     _check_roles(turns, source)
     extra = {key: item for key, item in value.items() if key not in _CONVERSATION_KEYS}
     return Record(turns, source, extra)
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether all texts of a JSON value can be written as UTF-8."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _check_roles(turns: tuple[Message, ...], source: str) -> None:

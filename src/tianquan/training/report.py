@@ -39,15 +39,23 @@ class Score:
         right, all_ = (sum(counts[n] for counts in self.correct.values()) for n in (0, 1))
         return right / max(1, all_)
 
-    def to_json(self) -> str:
-        """Return the score as JSON."""
-        return json.dumps(asdict(self), indent=1)
 
-    @classmethod
-    def from_json(cls, text: str) -> Score:
-        """Return the score `to_json` wrote."""
-        value = json.loads(text)
-        return cls(value["loss_sum"], value["num_terms"], {key: (a, b) for key, (a, b) in value["correct"].items()})
+def write_score(path: Path, score: Score, measured: Sequence[str]) -> None:
+    """Keep a score for a run that is resumed; `measured` names what it is of. The file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"measured": list(measured), **asdict(score)}, indent=1), encoding="utf-8")
+    partial.replace(path)
+
+
+def read_score(path: Path, measured: Sequence[str]) -> Score | None:
+    """Return the score that was kept of what `measured` names; None if there is none, or one of something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        correct = {key: (right, all_) for key, (right, all_) in value["correct"].items()}
+        return Score(value["loss_sum"], value["num_terms"], correct) if value["measured"] == list(measured) else None
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):  # none, or another program's file
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)

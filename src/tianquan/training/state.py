@@ -1,7 +1,7 @@
 """The state of a training run on disk: everything a killed run needs to go on as if it had not been.
 
     RUN/state-00001200/weights.safetensors      the trained parameters, float32
-                       optimizer.safetensors    what the optimizer remembers of each (AdamW: two moments)
+                       optimizer.safetensors    what the optimizer remembers of each (AdamW: two moments, its step)
                        state.json               step, plan, loss scale, checksums
 
 A state appears whole or not at all (written beside its place, then renamed), and the one before it stays until then,
@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tianquan.checkpoint.new_folder import check_new_folder, new_folder
 from tianquan.errors import TianquanError
 from tianquan.training.plan import TrainingPlan
+from tianquan.training.tensor_file import save_tensors
 
 _FOLDER = re.compile(r"state-(\d{8})")
 _KEPT_STATES = 2
@@ -41,8 +42,7 @@ class TrainingState:
 
     step: int
     weights: dict[str, Tensor]
-    moments: dict[str, Tensor]  # "NAME/exp_avg", "NAME/exp_avg_sq", ...
-    num_updates: int  # of the weights: steps that were not skipped
+    moments: dict[str, Tensor]  # "NAME/exp_avg", "NAME/exp_avg_sq", "NAME/step" (how often NAME was updated), ...
     scaler: dict[str, Any]
 
 
@@ -65,20 +65,17 @@ def save_state(
         f"{name}/{moment}": value.detach().to("cpu").contiguous()
         for name, parameter in parameters.items()
         for moment, value in memory.get(parameter, {}).items()
-        if moment != "step"
     }
     folder = run / f"state-{step:08d}"
     if folder.exists():  # a resumed run that came to the same step again
         shutil.rmtree(folder)
     size = sum(tensor.nbytes for tensors in (weights, moments) for tensor in tensors.values())
     with new_folder(check_new_folder(folder), 2 * size) as temporary:
-        save_file(weights, temporary / "weights.safetensors")
-        save_file(moments, temporary / "optimizer.safetensors")
+        save_tensors(weights, temporary / "weights.safetensors")
+        save_tensors(moments, temporary / "optimizer.safetensors")
         files = {path.name: _digest(path) for path in sorted(temporary.glob("*.safetensors"))}
-        updates = [int(values["step"]) for values in memory.values() if "step" in values]
         content = {
             "step": step,
-            "num_updates": max(updates, default=0),
             "plan": asdict(plan),
             "scaler": dict(scaler),
             "sha256": files,
@@ -113,18 +110,19 @@ def load_state(folder: Path, plan: TrainingPlan | None) -> TrainingState:
                 raise StateError(
                     f"{folder / name}: changed since it was saved; delete this state to use the one before"
                 )
-        step, num_updates = int(content["step"]), int(content["num_updates"])
+        step = int(content["step"])
         scaler, saved_plan = dict(content["scaler"]), dict(content["plan"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StateError(f"{folder}: not a whole training state; delete it to use the one before") from error
     if plan is not None:
         current = json.loads(json.dumps(asdict(plan)))
-        changed = sorted(key for key in {*current, *saved_plan} if current.get(key) != saved_plan.get(key))
+        differ = {key for key in {*current, *saved_plan} if current.get(key) != saved_plan.get(key)}
+        changed = sorted(differ - {"save_seconds"})  # how often it is saved may change
         if changed:
             was = ", ".join(f"{key} {saved_plan.get(key)}, now {current.get(key)}" for key in changed)
             raise StateError(f"{folder}: was saved under another plan ({was}); resume with the same options")
     weights, moments = (load_file(folder / f"{part}.safetensors") for part in ("weights", "optimizer"))
-    return TrainingState(step, weights, moments, num_updates, scaler)
+    return TrainingState(step, weights, moments, scaler)
 
 
 def restore(
@@ -133,7 +131,7 @@ def restore(
     """Put weights and the optimizers' memory back.
 
     Raises:
-        StateError: the state is of other parameters.
+        StateError: the state is of other parameters, or of a version before each had a step of its own.
     """
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
     saved = {name: tuple(tensor.shape) for name, tensor in state.weights.items()}
@@ -146,9 +144,10 @@ def restore(
             parameter.copy_(state.weights[name])
     for key, value in state.moments.items():
         name, _, moment = key.rpartition("/")
+        if moment == "exp_avg" and f"{name}/step" not in state.moments:
+            raise StateError("the state was saved by an earlier version, without the steps of AdamW; train anew")
         memory = owners[parameters[name]].state[parameters[name]]
-        memory["step"] = torch.tensor(float(state.num_updates))
-        memory[moment] = value.to(parameters[name].device)
+        memory[moment] = value.to(parameters[name].device)  # the step as well: fused AdamW counts it on the device
 
 
 def _digest(path: Path) -> str:

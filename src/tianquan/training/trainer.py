@@ -39,6 +39,9 @@ _AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float
 _FIRST_SCALE = 2.0**12  # of a float16 loss; the scaler finds its own from there
 _GROWTH_INTERVAL = 200  # steps without overflow before the scale doubles
 _WORKER_NICENESS = 5  # a third of the training threads' share of a core they both want
+_ENDING_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)  # SIGHUP: the terminal was closed; not on Windows
 _MAX_OVERFLOWS = 40  # in a row: 2**-40 of the first scale is no scale any more
 
 
@@ -110,12 +113,13 @@ class Trainer(Generic[Item]):
         Raises:
             TrainingError: a record whose loss is not a number, or endless overflow.
             StateError: the saved state is broken or of another plan.
-        KeyboardInterrupt: asked by Ctrl-C or SIGTERM; the step was finished and the state saved.
+        KeyboardInterrupt: asked by Ctrl-C, SIGTERM or SIGHUP; the step was finished and the state saved.
         """
         self._resume()
         if self.step >= self.plan.num_steps:
             return self.step
-        model = self._accelerator.prepare(self._objective)
+        # The weights lie where the backend put them; accelerate knows the kind of device only.
+        model = self._accelerator.prepare(self._objective, device_placement=[False])
         model.train()
         is_main = self._accelerator.is_main_process
         log = TrainingLog(self._run, self.plan.num_steps, self.step, self._log_interval) if is_main else None
@@ -151,7 +155,10 @@ class Trainer(Generic[Item]):
             worker_init_fn=_prepare_worker,
         )
         try:
-            yield from loader
+            for batch in loader:
+                if isinstance(batch, TianquanError):
+                    raise batch
+                yield batch
         except BaseException as error:
             # A traceback that somebody keeps would keep the loader, and so its workers, who mind no signal: they
             # would be waited for at the end of the process, for ever.
@@ -176,7 +183,10 @@ class Trainer(Generic[Item]):
             last = n == len(micro_batches)
             with nullcontext() if last else self._accelerator.no_sync(model):
                 loss = self._loss(model, items)
-                self._accelerator.backward(self._scaler.scale(loss.total * scale))
+                if loss.total.requires_grad:
+                    self._accelerator.backward(self._scaler.scale(loss.total * scale))
+                elif self._accelerator.num_processes > 1:  # the others would wait for its gradients
+                    raise TrainingError(f"step {self.step + 1}: a process has a batch that nothing trained is used for")
             losses.append((loss.total.item(), loss.num_tokens, loss.correct))
         norm, skipped = self._update(micro_batches)
         self.step += 1
@@ -221,8 +231,14 @@ class Trainer(Generic[Item]):
             )
 
     def _update(self, micro_batches: Sequence[Sequence[Item]]) -> tuple[float, bool]:
-        """Update the weights; return the gradients' norm and whether an overflow made the step void."""
-        for optimizer in self._optimizers:
+        """Update the weights; return the gradients' norm and whether an overflow made the step void.
+
+        A batch without pictures has no gradient for a vision encoder that is trained alone: then nothing happens.
+        """
+        updated = [optimizer for optimizer in self._optimizers if _has_gradients(optimizer)]
+        if not updated:
+            return 0.0, False
+        for optimizer in updated:
             self._scaler.unscale_(optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.plan.max_grad_norm))
         overflow = not math.isfinite(norm)
@@ -236,7 +252,7 @@ class Trainer(Generic[Item]):
                 f"step {self.step + 1}: {self._overflows} overflows of float16 in a row; use bfloat16 or float32"
             )
         if not overflow:
-            for optimizer in self._optimizers:
+            for optimizer in updated:
                 self._scaler.step(optimizer)
         self._scaler.update()
         for optimizer in self._optimizers:
@@ -279,13 +295,16 @@ def _sum_counts(counts: Sequence[dict[str, tuple[int, int]]]) -> dict[str, tuple
 
 
 class _StepDataset(Dataset[Any]):
-    """The steps' data in PyTorch's form."""
+    """The steps' data in PyTorch's form; an error of ours comes as a value: a worker that throws it buries its line."""
 
     def __init__(self, steps: Steps[Any]) -> None:
         self._steps = steps
 
     def __getitem__(self, step: int) -> Any:
-        return self._steps[step]
+        try:
+            return self._steps[step]
+        except TianquanError as error:
+            return error
 
 
 class _Clock:
@@ -334,15 +353,19 @@ def _make_optimizers(
     return optimizers
 
 
+def _has_gradients(optimizer: torch.optim.Optimizer) -> bool:
+    return any(p.grad is not None for group in optimizer.param_groups for p in group["params"])
+
+
 class _Interruption:
-    """Ctrl-C and SIGTERM ask for an end after the current step; asked again, Ctrl-C ends at once, unsaved."""
+    """Ctrl-C and other signals ask for an end after the current step; asked again, they end it at once, unsaved."""
 
     def __init__(self) -> None:
         self.asked = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> _Interruption:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _ENDING_SIGNALS:
             try:
                 self._before[number] = signal.signal(number, self._ask)
             except ValueError:  # not the main thread: whoever owns it decides
@@ -364,7 +387,7 @@ def _prepare_worker(_: int) -> None:
 
     Workers give way: a training thread that loses its core to one makes all the others wait at their barrier.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _ENDING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(os, "nice"):
         os.nice(_WORKER_NICENESS)

@@ -12,9 +12,9 @@ question="What is the status of the machine?"
 
 [ -f "$folder/held_out.jsonl" ] || python "$here/make_records.py" "$folder"
 tianquan data check "$folder/train.jsonl" --model embedded
-tianquan finetune embedded --data "$folder/train.jsonl" --evaluation-data "$folder/held_out.jsonl" \
+[ -d "$folder/run/adapter" ] || tianquan finetune embedded --data "$folder/train.jsonl" --evaluation-data "$folder/held_out.jsonl" \
     --output "$folder/run" --epochs 10 --batch-size 16 --learning-rate 1e-3
-tianquan merge embedded "$folder/run/adapter" "$folder/model"
+[ -d "$folder/model" ] || tianquan merge embedded "$folder/run/adapter" "$folder/model"
 tianquan evaluate "$folder/model" --data "$folder/held_out.jsonl" --precision float32 --precision int8 --precision int4 \
     --markdown "$folder/run/precisions.md"
 # Four bits, rounded for the new records: to nearest they can lose what was learned.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from embedded_model.deepen import Depth
 from embedded_model.first_stages import DRILL, FLOAT32, INTERVIEWS, LATER
 from embedded_model.stage import Stage
 
-DEEPER = replace(LATER, num_layers=6)
+DEEPER = replace(LATER, depth=Depth(language=6, vision=5))
 # Dense targets alone, of pictures and a sound in every fourth step.
 ENCODERS = replace(
     DEEPER,
@@ -362,6 +363,52 @@ LATER_STAGES: dict[str, Stage] = {
             "film_colour": 2,
             "film_bounces": 6,
         },
+        dense_share=0.35,
+        rounded="int4",
+    ),
+    # What patches of a thing agree on takes layers that look at each other: five had been few.
+    "insight": replace(
+        ENCODERS,
+        plan=replace(FLOAT32, num_steps=1900, schedule="linear", warmup_steps=20, seed=39),
+        after="hold",
+        depth=Depth(language=6, vision=8),
+    ),
+    # What was right in English and half of the time in Chinese is asked in Chinese more often.
+    "level": replace(
+        DEEPER,
+        plan=replace(FLOAT32, num_steps=480, schedule="linear", warmup_steps=10, seed=40),
+        after="insight",
+        depth=Depth(language=6, vision=8),
+        weights={
+            "interview": 16,
+            "tally": 8,
+            "describe": 6,
+            "colour_shape": 2,
+            "compare": 6,
+            "relation": 4,
+            "relate": 7,
+            "two_images": 7,
+            "two_images_each": 4,
+            "follow_up": 3,
+            "count": 16,
+            "count_each": 5,
+            "count_groups": 5,
+            "read_digits": 20,
+            "sheet_number": 9,
+            "sheet_shape": 5,
+            "transcribe": 12,
+            "spoken_digits": 8,
+            "spoken_question": 16,
+            "spoken_interview": 4,
+            "spoken_chat": 7,
+            "text": 8,
+            "film_direction": 2,
+            "film_ends": 6,
+            "film_colour": 2,
+            "film_bounces": 6,
+            "film_speech": 3,
+        },
+        chinese={"relation": 0.7, "relate": 0.7, "two_images": 0.7, "two_images_each": 0.7, "compare": 0.6},
         dense_share=0.35,
         rounded="int4",
     ),

@@ -90,10 +90,19 @@ class SampleStream:
         *,
         seed: int = 0,
         weights: Mapping[str, float] | None = None,
+        chinese: Mapping[str, float] | None = None,
         bank_folder: Path = speech.DEFAULT_FOLDER,
         max_side: int = CANVASES[-1],
     ) -> None:
-        """Open a stream. `weights` names tasks (all by default), `max_side` bounds the canvases, pixels.
+        """Open a stream.
+
+        Args:
+            split: whose fonts and voices.
+            seed: other seeds, other samples.
+            weights: of tasks, all by default.
+            chinese: share of a task's samples, half if not named here.
+            bank_folder: of the clip bank.
+            max_side: of the canvases, pixels.
 
         Raises:
             ValueError: an unknown split or task.
@@ -104,6 +113,7 @@ class SampleStream:
         self.split: Split = split
         self.seed = seed
         self.weights = _checked(WEIGHTS if weights is None else weights)
+        self.chinese = _checked(chinese or {})
         self._bank_folder = bank_folder
         self._bank: ClipBank | None = None
         self._max_side = max_side
@@ -125,6 +135,8 @@ class SampleStream:
         studio = self._studio("sample", index)
         task = studio.rng.choices(tuple(chosen), tuple(chosen.values()))[0]
         language = asks.LANGUAGES[studio.rng.getrandbits(1)]
+        if task in self.chinese:
+            language = "zh" if studio.rng.random() < self.chinese[task] else "en"
         draft = TASKS[task](studio, language)
         return Sample(
             index=index,

@@ -5,8 +5,8 @@
     python -m embedded_model.train FOLDER --start src/tianquan/assets/embedded --stage heads
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m embedded_model.train FOLDER    # two cores
 
-FOLDER/blueprint is the checkpoint that training starts from (and FOLDER/blueprint-6-layers the one that a stage with a
-deeper language model goes on from), FOLDER/STAGE the run of each stage (states, metrics.csv,
+FOLDER/blueprint is the checkpoint that training starts from (and FOLDER/blueprint-6-5-layers, say, the one that stages
+with a deeper language model or vision encoder go on from), FOLDER/STAGE the run of each stage (states, metrics.csv,
 loss.png, TensorBoard events). A stage starts from the weights the stage before ended with and goes on where it was
 stopped; without --seconds Ctrl-C stops it, and the same command goes on. With --start the stages before the first
 that is named need not be there: what they gave is in the checkpoint.
@@ -15,6 +15,7 @@ that is named need not be there: what they gave is in the checkpoint.
 from __future__ import annotations
 
 import argparse
+import filecmp
 import math
 import shutil
 import tempfile
@@ -26,14 +27,14 @@ from accelerate import PartialState
 
 from embedded_model.blueprint import MAX_SLICES, write_blueprint
 from embedded_model.curriculum import SHIPPED, STAGES, stages_before
-from embedded_model.deepen import deepen, num_layers
+from embedded_model.deepen import Depth, deepen, depth
 from embedded_model.frame_targets import follow, tell_pictures
 from embedded_model.grounding import GroundedObjective, ground
 from embedded_model.samples import Sample, SampleStream
 from embedded_model.stage import Stage
 from embedded_model.tasks import RELATION_TASKS, SHEET_TASKS
 from embedded_model.towers import DenseHeads, DenseObjective, DenseSteps
-from embedded_model.word_targets import count_names, place_names
+from embedded_model.word_targets import count_names, place_names, size_names
 from tianquan.backends.torch import TorchOps
 from tianquan.checkpoint import Checkpoint, open_checkpoint
 from tianquan.checkpoint.dense_folder import save_dense
@@ -55,6 +56,7 @@ from tianquan.training.trainer import Steps, Trainer
 
 PREFIX = "tree."  # of the model's weights among an objective's parameters
 HEADS = "heads."  # of the dense heads' among them
+WEIGHTS = "model.safetensors"  # of a checkpoint
 
 
 class SampleSteps:
@@ -93,7 +95,7 @@ def with_other_targets(example: Example, sample: Sample, tokenizer: Tokenizer) -
         return example
     if len(scenes) > 1:
         return tell_pictures(example, scenes, tokenizer)
-    tell = place_names if sample.task in RELATION_TASKS else count_names
+    tell = {**dict.fromkeys(RELATION_TASKS, place_names), "compare": size_names}.get(sample.task, count_names)
     return tell(example, scenes[0], tokenizer)
 
 
@@ -141,11 +143,11 @@ def load_start(folder: Path, name: str, has_start: bool) -> tuple[Checkpoint, Om
     """
     stage, base = STAGES[name], folder / "blueprint"
     befores = trained_stages(folder, stages_before(name), has_start)
-    if num_layers(base) < stage.num_layers:
-        base = folder / f"blueprint-{stage.num_layers}-layers"
-        shallow = [before for before in stages_before(name) if STAGES[before].num_layers < stage.num_layers]
+    if _is_shallower(depth(base), stage.depth):
+        base = folder / f"blueprint-{stage.depth.language}-{stage.depth.vision}-layers"
+        shallow = [before for before in stages_before(name) if _is_shallower(STAGES[before].depth, stage.depth)]
         if not base.is_dir():
-            _deepen_start(folder, shallow[-1], has_start, stage.num_layers, base)
+            _deepen_start(folder, shallow[-1], has_start, stage.depth, base)
         befores = [before for before in befores if before not in shallow]
     checkpoint, model, tree = load_tree(base)
     for before in befores:
@@ -153,14 +155,36 @@ def load_start(folder: Path, name: str, has_start: bool) -> tuple[Checkpoint, Om
     return checkpoint, model, tree
 
 
-def _deepen_start(folder: Path, last: str, has_start: bool, layers: int, output: Path) -> None:
+def _begin(blueprint: Path, start: Path | None) -> None:
+    """Write what training starts from, if it is not there yet.
+
+    Raises:
+        ParameterError: it began with other weights than those of `start`.
+    """
+    if not blueprint.is_dir():
+        if start is None:
+            write_blueprint(blueprint)
+        else:
+            shutil.copytree(start, blueprint)
+    elif start is not None and not filecmp.cmp(start / WEIGHTS, blueprint / WEIGHTS, shallow=False):
+        raise ParameterError(
+            f"{blueprint.parent}: began with other weights than those of {start}; name another folder, or go on "
+            f"with --start {blueprint}"
+        )
+
+
+def _is_shallower(this: Depth, that: Depth) -> bool:
+    return any(layers < wanted for layers, wanted in zip(this, that, strict=True))
+
+
+def _deepen_start(folder: Path, last: str, has_start: bool, wanted: Depth, output: Path) -> None:
     """Write the checkpoint of a stage with more layers."""
     checkpoint, _, tree = load_start(folder, last, has_start)
     if saved_states(folder / last):
         load_stage_weights(tree, folder / last)
     with tempfile.TemporaryDirectory(dir=folder) as made:
         save_dense(checkpoint.folder, checkpoint.config, tree, "float32", Path(made) / "shallow")
-        deepen(Path(made) / "shallow", Path(made) / "deep", layers)
+        deepen(Path(made) / "shallow", Path(made) / "deep", wanted)
         (Path(made) / "deep").rename(output)
 
 
@@ -198,14 +222,12 @@ def train_stage(
     stage = STAGES[name]
     PartialState(cpu=not torch.cuda.is_available())  # before anything asks how many processes there are
     with PartialState().main_process_first():
-        if not (folder / "blueprint").is_dir():
-            if start is None:
-                write_blueprint(folder / "blueprint")
-            else:
-                shutil.copytree(start, folder / "blueprint")
+        _begin(folder / "blueprint", start)
         checkpoint, model, tree = load_start(folder, name, has_start=start is not None)
     befores = trained_stages(folder, stages_before(name), start is not None)
-    stream = SampleStream("train", seed=stage.plan.seed, weights=stage.weights, max_side=stage.max_side)
+    stream = SampleStream(
+        "train", seed=stage.plan.seed, weights=stage.weights, chinese=stage.chinese, max_side=stage.max_side
+    )
     bank = stream.bank()
     if stage.weights is None:
         tree.set_trainable(stage.parts)

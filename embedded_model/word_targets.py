@@ -1,8 +1,9 @@
-"""Questions with an answer at every name: where "red" or "circles" is said, how many the picture has, or where it is.
+"""Questions with an answer at every name: where "red" or "circles" is said, how many there are, where or how large.
 
 A count is one token at the end of a dozen. To predict it at each name of a shape or colour, in truth followed by the
 rest of the question, makes the model find and add up what is named, whatever is then asked; nothing of this is said
-when it answers. What is left of what was at chance as well, while the places were in what the model saw.
+when it answers. What is left of what was at chance as well, while the places were in what the model saw; and of two
+sizes it named a third thing.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tianquan.training.examples import Example
 
 SPECIAL = b"\n"  # what stands in the text for a special token
 EIGHTHS = 8  # of a picture's width or height: half a cell of the resampler's
+TENTHS = 10  # of a picture's shorter side: a thing's size is the root of its area
 ANY_SHAPE = ("shapes", "objects", "things", "图形", "物体")
 
 
@@ -98,6 +100,18 @@ def place_names(example: Example, scene: Scene, tokenizer: Tokenizer) -> Example
         return [str(min(EIGHTHS - 1, int(EIGHTHS * share))) for share in shares]
 
     return _tell_behind_names(example, tokenizer, place)
+
+
+def size_names(example: Example, scene: Scene, tokenizer: Tokenizer) -> Example:
+    """Return an example that also predicts, behind each name of one thing, its size in tenths of the shorter side."""
+
+    def size(named: Named) -> list[str]:
+        things = named.things(scene)
+        if len(things) != 1:
+            return []
+        return [str(min(TENTHS - 1, int(TENTHS * things[0].area ** 0.5 / min(scene.size))))]
+
+    return _tell_behind_names(example, tokenizer, size)
 
 
 def _tell_behind_names(example: Example, tokenizer: Tokenizer, tell: Callable[[Named], list[str]]) -> Example:

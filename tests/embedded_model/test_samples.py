@@ -60,6 +60,13 @@ def test_languages_and_tasks_follow_the_weights(fonts_installed):
     assert 0.68 < Counter(sample.task for sample in samples)["text"] / 600 < 0.82
     with pytest.raises(ValueError, match="unknown tasks: colors"):
         stream.sample(0, {"colors": 1.0})
+    mostly = SampleStream("train", weights={"text": 1.0, "position": 1.0}, chinese={"text": 0.8}, max_side=112)
+    chinese = {
+        task: [s.language == "zh" for s in map(mostly.sample, range(600)) if s.task == task]
+        for task in ("text", "position")
+    }
+    assert 0.72 < np.mean(chinese["text"]) < 0.88
+    assert 0.42 < np.mean(chinese["position"]) < 0.58
 
 
 def naive_answer(ask: Ask, scene, language):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from embedded_model.frame_targets import tell_pictures
-from embedded_model.word_targets import EIGHTHS, count_names, names_in, place_names
+from embedded_model.word_targets import EIGHTHS, TENTHS, count_names, names_in, place_names, size_names
 
 from tianquan.checkpoint import find_folder, open_checkpoint
 from tianquan.processing.messages import parse_messages
@@ -91,6 +91,27 @@ def test_behind_each_name_stands_the_place(train, processor):
             assert all(pair in known for pair in pairs[:1])
         targets += len(pairs)
     assert targets > 20
+
+
+def test_behind_each_name_stands_the_size(train, processor):
+    tokenizer, targets = processor.tokenizer, 0
+    for n in range(12):
+        sample = train.sample(n, {"compare": 1.0})
+        record = Record(tuple(parse_messages(sample.conversation)), "picture")
+        example = build_example(processor, record, MediaPolicy(image=ImagePolicy(max_slices=1)), None, 2048)
+        scene, ask = sample.pictures[0].scene, sample.asks[0]
+        other = size_names(example, scene, tokenizer)
+        places = np.flatnonzero(other.loss_mask & ~example.loss_mask)
+        said = [int(tokenizer.decode([int(other.targets[place])])) for place in places]
+        named = [
+            [o for o in scene.objects if name in (o.shape, o.colour)] for name in (ask.colour or ask.shape, ask.other)
+        ]
+        known = [int(TENTHS * thing.area**0.5 / min(scene.size)) for (thing,) in named]
+        if sample.language == "en":
+            assert said == known
+        assert set(said) <= set(known)
+        targets += len(said)
+    assert targets > 15
 
 
 def test_what_is_not_there_once_has_no_place(train, processor):

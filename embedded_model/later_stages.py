@@ -376,7 +376,7 @@ LATER_STAGES: dict[str, Stage] = {
     # What was right in English and half of the time in Chinese is asked in Chinese more often.
     "level": replace(
         DEEPER,
-        plan=replace(FLOAT32, num_steps=480, schedule="linear", warmup_steps=10, seed=40),
+        plan=replace(FLOAT32, num_steps=440, schedule="linear", warmup_steps=10, seed=40),
         after="insight",
         depth=Depth(language=6, vision=8),
         weights={

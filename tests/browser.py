@@ -99,11 +99,11 @@ class Browser:
         while (message := self._read(deadline)) is not None:
             self._dispatch(message)
 
-    def open(self) -> Page:
-        """Open a tab that shares nothing with the others: no storage, no cache."""
-        context = self.call("Target.createBrowserContext")["browserContextId"]
+    def open(self, beside: Page | None = None) -> Page:
+        """Open a tab that shares storage and cache with the one beside it, or with none; input goes to the first."""
+        context = self.call("Target.createBrowserContext")["browserContextId"] if beside is None else beside.context
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
-        return Page(self, self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"])
+        return Page(self, self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"], context)
 
     def close(self) -> None:
         """End the process."""
@@ -145,7 +145,8 @@ class Browser:
 class Page:
     """One tab."""
 
-    def __init__(self, browser: Browser, session: str) -> None:
+    def __init__(self, browser: Browser, session: str, context: str) -> None:
+        self.context = context
         self.browser, self.session, self.url = browser, session, "about:blank"
         self.complaints: list[str] = []  # exceptions, refused content, console errors
         self.bodies: list[dict[str, Any]] = []  # of the page's JSON requests

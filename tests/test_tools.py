@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import llguidance
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -83,6 +84,7 @@ def test_any_text_is_survived(text):
         [{"type": "function", "function": {"name": "x", "surprise": 1}}],
         [{"type": "function", "function": {"name": "x", "description": "y" * 100_000}}],
         [{"type": "function", "function": {"name": "x", "parameters": {"a": float("nan")}}}],
+        [{"type": "function", "function": {"name": "x", "parameters": {"type": "string"}}}],
     ],
 )  # fmt: skip
 def test_bad_tools_are_refused_in_one_line(value):
@@ -97,6 +99,64 @@ def test_instructions_name_every_tool():
     assert '"name": "weather"' in text
     assert '"name": "clock"' in text
     assert "<tool_call>" in text
+
+
+def test_half_a_character_in_an_argument_stays_an_escape():
+    text = r'<tool_call>{"name": "clock", "arguments": {"zone": "\ud83d 你"}}</tool_call>'
+    _, (call,) = parse_tool_calls(text, TOOLS)
+    assert call.arguments.encode()
+    assert json.loads(call.arguments) == {"zone": "\ud83d 你"}
+
+
+def accepts(form, text):
+    """Whether a form takes a text to its end."""
+    tokenizer = llguidance.LLTokenizer("byte")
+    grammar = llguidance.grammar_from("grammar", form.definition)
+    matcher = llguidance.LLMatcher(tokenizer, grammar)
+    assert not matcher.get_error()
+    tokens = list(text.encode())
+    return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
+
+
+POINT = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "good", "bad"),
+    [
+        (
+            {
+                "type": "object",
+                "properties": {"p": {"$ref": "#/$defs/Point"}},
+                "required": ["p"],
+                "additionalProperties": False,
+                "$defs": {"Point": POINT},
+            },
+            {"p": {"x": 1}},
+            {"p": {"x": "one"}},
+        ),
+        (
+            {
+                "type": "object",
+                "properties": {"next": {"$ref": "#"}, "n": {"enum": [1]}},
+                "required": ["n"],
+                "additionalProperties": False,
+            },
+            {"next": {"n": 1}, "n": 1},
+            {"next": {"n": 2}, "n": 1},
+        ),
+        ({"$ref": "#/definitions/Point", "definitions": {"Point": POINT}}, {"x": 1}, {}),
+        ({}, {"anything": [1]}, [1]),
+    ],
+)
+@pytest.mark.parametrize("others", [[], [CLOCK]])
+def test_a_schema_keeps_its_meaning_inside_a_call(parameters, good, bad, others):
+    """References of a tool's schema are from its own root, and arguments are an object always."""
+    named = {"type": "function", "function": {"name": "draw", "parameters": parameters}}
+    form = tool_format(parse_tools([named, *others]))
+    for arguments, is_good in ((good, True), (bad, False)):
+        call = json.dumps({"name": "draw", "arguments": arguments})
+        assert accepts(form, f"<tool_call>{call}</tool_call>") == is_good
 
 
 @pytest.mark.parametrize("name", [None, "weather"])

@@ -27,6 +27,8 @@ MAX_TOOLS_LEN = 64 * 1024  # characters of all descriptions and schemas as JSON
 # llguidance's own key in a schema: a model cannot fill its call with spaces, as in `engine/constraints.py`.
 _NO_ENDLESS_SPACE = {"x-guidance": {"whitespace_pattern": r"\n? {0,8}"}}
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+_VALUES = frozenset({"const", "enum", "default", "examples"})  # of a schema: what looks like one there is none
 _CALL_START = re.compile(r"<tool_call>\s*")
 _CALL_END = re.compile(r"\s*</tool_call>")
 
@@ -82,6 +84,8 @@ def _parse_tool(value: Any, where: str) -> Tool:
         raise ParameterError(f"{where}.function.name must be 1 to 64 letters, digits, _ or -")
     if not isinstance(description, str) or not isinstance(parameters, dict):
         raise ParameterError(f"{where}.function needs a description (string) and parameters (a JSON schema)")
+    if parameters.get("type", "object") != "object":
+        raise ParameterError(f"{where}.function.parameters.type must be object: arguments have names")
     return Tool(name=name, description=description, parameters=parameters)
 
 
@@ -109,8 +113,10 @@ def tool_format(tools: Sequence[Tool], name: str | None = None) -> OutputFormat:
     if not chosen:
         raise ParameterError(f"there is no tool of the name asked for; expected one of {len(tools)} told")
     calls = []
-    for tool in chosen:
-        properties = {"name": {"const": tool.name}, "arguments": tool.parameters}
+    definitions = {str(n): _moved(tool.parameters, f"#/$defs/{n}") for n, tool in enumerate(chosen)}
+    for n, tool in enumerate(chosen):
+        arguments = {"allOf": [{"type": "object"}, {"$ref": f"#/$defs/{n}"}]}
+        properties = {"name": {"const": tool.name}, "arguments": arguments}
         calls.append(
             {
                 "type": "object",
@@ -119,10 +125,23 @@ def tool_format(tools: Sequence[Tool], name: str | None = None) -> OutputFormat:
                 "additionalProperties": False,
             }
         )
-    schema = {**_NO_ENDLESS_SPACE, **(calls[0] if len(calls) == 1 else {"anyOf": calls})}
+    schema = {**_NO_ENDLESS_SPACE, **(calls[0] if len(calls) == 1 else {"anyOf": calls}), "$defs": definitions}
     return OutputFormat(
         kind="grammar", definition=f'start: "<tool_call>" call "</tool_call>"\ncall: %json {json.dumps(schema)}'
     )
+
+
+def _moved(schema: Any, root: str) -> Any:
+    """Return a schema whose references to itself are right where it is no document of its own, but lies at `root`."""
+    if isinstance(schema, list):
+        return [_moved(item, root) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    moved = {key: value if key in _VALUES else _moved(value, root) for key, value in schema.items()}
+    reference = moved.get("$ref")
+    if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
+        moved["$ref"] = root + reference[1:]
+    return moved
 
 
 def parse_tool_calls(text: str, tools: Sequence[Tool]) -> tuple[str, tuple[ToolCall, ...]]:
@@ -155,7 +174,10 @@ def _parse_call(text: str, at: int, names: Collection[str]) -> tuple[ToolCall, i
         return None
     if not isinstance(value["name"], str) or value["name"] not in names or not isinstance(value["arguments"], dict):
         return None
-    return ToolCall(value["name"], json.dumps(value["arguments"], ensure_ascii=False)), end.end()
+    arguments = json.dumps(value["arguments"], ensure_ascii=False)
+    if not arguments.isascii() and _HALF_CHARACTER.search(arguments):  # no UTF-8: it stays an escape
+        arguments = json.dumps(value["arguments"])
+    return ToolCall(value["name"], arguments), end.end()
 
 
 def _refuse_constant(name: str) -> NoReturn:

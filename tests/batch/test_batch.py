@@ -207,6 +207,16 @@ def test_more_rows_may_be_added_to_the_input(job):
     assert rows[-1]["custom_id"] == "one more"
 
 
+@pytest.mark.parametrize("end", [b"", b"\r\n"])
+def test_the_end_of_a_line_is_no_part_of_its_row(job, end):
+    """A last row without a line feed gets one when another is added."""
+    plan, _, _ = job
+    lines = [*plan.input.read_bytes().rstrip(b"\n").split(b"\n"), json.dumps(chat_row("one more", "hello")).encode()]
+    plan.input.write_bytes((end or b"\n").join(lines) + end)
+    tally, _ = run(plan)
+    assert (tally.num_before, tally.num_answers) == (24, 1)
+
+
 def test_ids_used_before_a_kill_are_still_known(plan, tmp_path):
     write_rows(tmp_path / "in.jsonl", [chat_row("a", "hello"), chat_row("b", "hello")])
     run(plan())

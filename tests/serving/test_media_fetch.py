@@ -289,7 +289,7 @@ def test_files_of_the_media_root(root):
     [
         "/../secret", "/%2e%2e/secret", "/sub/../../secret", "/out", "/outside/secret", "/../media2/s", "/sub",
         "/pipe", "/a.png%00.jpg", "/none", "", "/", "/..", "//etc/passwd", "/etc/passwd", "/proc/self/environ",
-        "/%2e%2e%2fsecret", "/..\\secret", "/sub/%2e%2e/%2e%2e/secret", "/" + "a" * 300,
+        "/%2e%2e%2fsecret", "/..\\secret", "/sub/%2e%2e/%2e%2e/secret", "/" + "a" * 300, "[/x.png",
     ],
 )  # fmt: skip
 def test_no_other_file_is_read(root, path):

@@ -231,9 +231,11 @@ def test_a_long_recording_is_transcribed_clip_after_clip(client, server, media_r
     assert verbose.duration == 70.0
     assert verbose.text.count("\n") >= 2
     assert verbose.usage.output_tokens == 3 * 5
+    assert verbose.finish_reason == "length"  # the limit above cut it
     events = list(client.audio.transcriptions.create(model=MODEL, file=content, stream=True))
     assert [event.type for event in events[:-1]] == ["transcript.text.delta"] * (len(events) - 1)
     assert "".join(event.delta for event in events[:-1]) == events[-1].text == verbose.text
+    assert events[-1].finish_reason == "length"
     tokens = events[-1].usage.input_token_details.audio_tokens
     assert tokens == verbose.usage.input_token_details["audio_tokens"] > 70 * 25
     wait_until(server.is_idle)

@@ -193,6 +193,75 @@ def test_key_is_asked_for_until_it_is_right(browser, serve, tmp_path):
         assert "The server needs a key." in page.text(".error")
 
 
+@needs_browser
+def test_a_key_that_comes_late_still_gives_the_list_of_models(browser, serve, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("the-right-key-of-this-server\n")
+    keys.chmod(0o600)
+    with serve(api_key_file=keys) as server:
+        page = browser.open()
+        page.start(f"http://127.0.0.1:{server.port}/", {"tianquan.settings": '{"max_tokens": 3}'})
+        page.wait("document.activeElement?.id === 'key'")
+        page.press("Escape")
+        page.wait("!document.querySelector('dialog')")
+        say(page, "hello")
+        page.wait("document.activeElement?.id === 'key'")
+        page.type("the-right-key-of-this-server")
+        page.press("Enter")
+        page.wait(ANSWERED)
+        page.wait("document.querySelectorAll('#model option').length === 1")
+
+
+@needs_browser
+def test_two_tabs_lose_nothing_of_each_other(browser, server, media_root):
+    address, settings = f"http://127.0.0.1:{server.port}/", {"tianquan.settings": '{"max_tokens": 3}'}
+    first = browser.open()
+    first.start(address, settings)
+    first.answer_requests(CHAT, stream("fine"))
+    say(first, "one")
+    first.wait(ANSWERED)
+    second = browser.open(beside=first)
+    second.url = address
+    second.resize(1280, 800)
+    second.load()
+    first.choose_files("#files", media_root / "tiny_100x60.png")
+    say(first, "two")
+    first.wait("document.querySelectorAll('.message').length === 4")
+    first.wait(ANSWERED)
+    second.wait("document.querySelectorAll('.conversation-list li').length === 1")
+    second.evaluate("document.querySelector('.conversation-list li button').click()")
+    second.wait("document.querySelectorAll('.message').length === 4")
+    second.wait("document.querySelectorAll('#column .thumbnail').length === 1")
+    first.load()
+    first.wait("document.querySelectorAll('#column .thumbnail').length === 1")
+    assert first.count(".message") == 4
+    second.evaluate("document.querySelector('.conversation-list .more').click()")
+    second.wait("document.querySelector('.menu .is-grave')")
+    second.evaluate("document.querySelector('.menu .is-grave').click()")
+    first.wait("document.querySelectorAll('.conversation-list li').length === 0")
+    assert first.count(".welcome") == 1
+
+
+@needs_browser
+def test_a_file_that_is_gone_is_said_in_words(page, media_root):
+    """The browser reads a file when it is sent, which fails once it has been moved."""
+    page.answer_requests(CHAT, stream("fine"))
+    page.choose_files("#files", media_root / "tiny_100x60.png")
+    page.wait("document.querySelector('#composer .thumbnail')")
+    page.evaluate(
+        "window.readAsDataURL = FileReader.prototype.readAsDataURL;"
+        "FileReader.prototype.readAsDataURL = function () {"
+        "  Object.defineProperty(this, 'error', { value: new DOMException('moved', 'NotReadableError') });"
+        "  this.dispatchEvent(new ProgressEvent('error')); }"
+    )
+    say(page, "look")
+    page.wait(f"{LAST} .error')")
+    assert "could not send this" in page.text(".error")
+    page.evaluate("FileReader.prototype.readAsDataURL = window.readAsDataURL")
+    page.click(f"{'.error button'}")
+    page.wait(ANSWERED)
+
+
 HOSTILE = """<img src=x onerror="window.hit=1"><script>window.hit=1</script><svg onload=window.hit=1>
 
 [a](javascript:window.hit=1) [b](data:text/html,<script>window.hit=1</script>) [c](JaVaScRiPt&colon;window.hit=1)

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hmac
 import io
+import json
 import logging
 import os
 import socket
@@ -165,7 +166,7 @@ def test_names_that_were_made_to_lead_here_are_refused(server, host):
 def test_own_names_are_taken(serve, server):
     for host in ("localhost", f"localhost:{server.port}", "127.0.0.1", "[::1]:80"):
         assert server.get("/v1/models", Host=host).status == 200
-    with serve(allowed_host=("ai.lan",)) as named:
+    with serve(allowed_host=("AI.lan",)) as named:
         assert named.get("/v1/models", Host="ai.lan").status == 200
 
 
@@ -528,6 +529,7 @@ def test_uploads_stay_in_memory(server, monkeypatch):
         (b"not sound", {}, "file"),
         (b"x", {"response_format": "srt"}, "timestamps"),
         (b"x", {"response_format": "vtt"}, "timestamps"),
+        (b"x", {"response_format": "text", "stream": "true"}, "events"),
         (b"x", {"response_format": "xml"}, "response_format"),
         (b"x", {"timestamp_granularities[]": "word"}, "timestamp_granularities"),
         (b"x", {"language": "fr"}, "language"),
@@ -625,9 +627,36 @@ def test_text_that_can_never_fit_is_refused_before_it_is_made_into_tokens(server
         server.chat(parts),
         server.chat("a" * 1_000_000),
         server.post("/v1/completions", {"prompt": "a" * 1_000_000}),
+        server.post("/tokenize", {"prompt": "a" * 1_000_000}),
+        server.post("/tokenize", {"messages": [{"role": "user", "content": parts}]}),
     ):
         assert reply.status == 400
         assert "1000000 characters" in reply.error["message"]
+
+
+def test_calls_of_tools_are_text_too(server):
+    function = {"name": "f", "arguments": json.dumps({"x": "a" * 900_000})}
+    calls = [{"id": "1", "type": "function", "function": function}]
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": None, "tool_calls": calls}]
+    reply = server.post("/v1/chat/completions", {"messages": [*messages, {"role": "user", "content": "?"}]})
+    assert reply.status == 400
+    assert "9000" in reply.error["message"]
+
+
+def test_arguments_of_any_depth_are_an_error_of_the_client(server):
+    function = {"name": "f", "arguments": '{"a":' * 994 + "1" + "}" * 994}
+    calls = [{"id": "1", "type": "function", "function": function}]
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": None, "tool_calls": calls}]
+    for depth in (900, 960, 990, 994, 996, 998, 1000):
+        function["arguments"] = '{"a":' * depth + "1" + "}" * depth
+        reply = server.post("/v1/chat/completions", {"messages": messages, "max_tokens": 1})
+        assert reply.status in (200, 400), depth
+
+
+def test_a_list_of_wrong_values_is_one_error(server):
+    started = time.monotonic()
+    assert server.post("/v1/completions", {"prompt": [1.5] * 400_000}).status == 400
+    assert time.monotonic() - started < 2.5
 
 
 def test_bugs_are_logged_and_not_shown(server, monkeypatch, caplog):

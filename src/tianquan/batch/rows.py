@@ -19,6 +19,7 @@ URLS = ("/v1/chat/completions", "/v1/completions")
 MAX_CUSTOM_ID = 512  # characters
 _KEYS = ("custom_id", "method", "url", "body")
 _PIECE = 1 << 20  # bytes read at once of a line that is too long to keep
+_LINE_END = b"\r\n"  # of a row, and no part of it: the last line may have none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +78,11 @@ def read_rows(file: BinaryIO, max_bytes: int, *, number: int = 0, line: int = 0)
     end = file.tell()
     while data := file.readline(max_bytes + 2):  # a row of max_bytes, its line feed, and one byte that is too many
         line += 1
-        digest, size = hashlib.sha256(data), len(data)
+        digest, size = hashlib.sha256(data.rstrip(_LINE_END)), len(data)
         is_whole = data.endswith(b"\n") or size <= max_bytes
         piece = data
         while not piece.endswith(b"\n") and (piece := file.readline(_PIECE)):
-            digest.update(piece)
+            digest.update(piece.rstrip(_LINE_END))
             size += len(piece)
         end += size
         if is_whole and not data.strip():
@@ -89,7 +90,7 @@ def read_rows(file: BinaryIO, max_bytes: int, *, number: int = 0, line: int = 0)
         yield Row(
             number=number,
             line=line,
-            data=data.rstrip(b"\r\n") if is_whole else None,
+            data=data.rstrip(_LINE_END) if is_whole else None,
             size=size,
             digest=digest.digest(),
             end=end,

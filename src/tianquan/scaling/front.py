@@ -82,6 +82,10 @@ class Front:
             raise ApiError(404, "there is nothing at this path; see /openapi.json", code="not_found")
         elif self._handle is None:
             raise ApiError(503, "the model is being loaded", code="loading", headers={"Retry-After": "5"})
+        elif path == "/health":  # without a key: it takes no place in the queue, and no body
+            if call.request.method not in ("GET", "HEAD"):
+                raise ApiError(405, "send GET", code="method", headers={"Allow": "GET"})
+            await call.respond_json({"status": "ok"})
         else:
             await self._forward(call)
 
@@ -192,7 +196,7 @@ def conversation_of(request: ForwardedRequest) -> str:
         else:
             return uuid.uuid4().hex
         text = json.dumps([request.salt, body.get("model"), body.get("user"), body.get("cache_salt"), beginning])
-    except (ValueError, RecursionError, AttributeError, TypeError):
+    except (ValueError, RecursionError, AttributeError, TypeError, LookupError):
         return uuid.uuid4().hex  # the replica says what is wrong with it
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

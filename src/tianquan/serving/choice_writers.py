@@ -165,8 +165,10 @@ class TextWriter(ChoiceWriter):
         return None
 
     def piece(self, piece: Piece) -> Choice | None:
-        """Return the choice of a chunk with text, if there is any."""
-        return self._choice(piece.index, piece.text, piece.logprobs, None) if piece.text else None
+        """Return the choice of a chunk with text or log-probabilities, if there are any."""
+        if not piece.text and not (piece.logprobs and self._has_logprobs):
+            return None
+        return self._choice(piece.index, piece.text, piece.logprobs, None)
 
     def end(self, index: int, reason: Reason) -> list[Choice]:
         """Return the choice with the reason."""

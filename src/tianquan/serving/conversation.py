@@ -130,9 +130,11 @@ def num_media(messages: Sequence[Any]) -> int:
 
 
 def text_len(messages: Sequence[Any]) -> int:
-    """Return how many characters of text a conversation has."""
+    """Return how many characters of text a conversation has, calls of tools among them."""
     whole = sum(len(message.content) for message in messages if isinstance(message.content, str))
-    return whole + sum(len(part.text) for _, part in _parts(messages) if isinstance(part, protocol.TextPart))
+    calls = [call.function for message in messages for call in getattr(message, "tool_calls", None) or ()]
+    called = sum(len(function.name) + len(function.arguments) for function in calls)
+    return whole + called + sum(len(part.text) for _, part in _parts(messages) if isinstance(part, protocol.TextPart))
 
 
 async def resolve(messages: Sequence[Any], max_media: int, fetch: Fetch) -> list[dict[str, Any]]:

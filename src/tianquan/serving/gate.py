@@ -125,7 +125,8 @@ class Gate:
         self._handler = handler
         self._write_seconds = config.patience.write
         checks_host = config.is_local and not self._key_check.is_on
-        self._hosts = {*_LOCAL_NAMES, config.host, *config.allowed_host} if checks_host else None
+        hosts = {*_LOCAL_NAMES, config.host.lower(), *(host.lower() for host in config.allowed_host)}
+        self._hosts = hosts if checks_host else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one HTTP request."""

@@ -213,11 +213,11 @@ class MediaFetcher:
         if self._root is None:
             raise _refused("this server reads no files; send the medium as a data: URL")
         missing = ApiError(400, "there is no such file in the server's media folder", code="file_not_found")
-        parts = urlsplit(url)
-        path = unquote(parts.path)
-        if parts.netloc not in ("", "localhost") or "\0" in path:
-            raise missing
         try:
+            parts = urlsplit(url)
+            path = unquote(parts.path)
+            if parts.netloc not in ("", "localhost") or "\0" in path:
+                raise missing
             inside = Path(path).resolve()
             if not inside.is_relative_to(self._root):
                 inside = (self._root / path.lstrip("/")).resolve()

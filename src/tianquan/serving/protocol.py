@@ -265,7 +265,7 @@ class ChatRequest(SamplingFields):
     metadata: None = None
 
 
-TokenIds = Annotated[list[int], Field(max_length=MAX_TEXT)]
+TokenIds = Annotated[list[int], Field(max_length=MAX_TEXT, fail_fast=True)]  # one error, not a million
 
 
 class CompletionRequest(SamplingFields):

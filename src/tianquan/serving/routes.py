@@ -12,7 +12,7 @@ from tianquan.serving import protocol
 from tianquan.serving.api_error import ApiError
 from tianquan.serving.call import Call
 from tianquan.serving.completion_routes import chat_completions, completions, open_inbox
-from tianquan.serving.conversation import resolve
+from tianquan.serving.conversation import resolve, text_len
 from tianquan.serving.gate import Gate
 from tianquan.serving.metrics import CONTENT_TYPE
 from tianquan.serving.openapi import openapi_document
@@ -58,6 +58,7 @@ async def tokenize(service: Service, call: Call) -> None:
         given = [value for value in (body.prompt, body.content, body.messages) if value is not None]
         if len(given) != 1:
             raise ApiError(400, "give exactly one of prompt, content and messages", code="invalid_value")
+        service.check_text_len(len(given[0]) if isinstance(given[0], str) else text_len(given[0]))
         if isinstance(given[0], str):
             token_ids = await service.on_thread(service.llm.tokenizer.encode_text, given[0])
         else:

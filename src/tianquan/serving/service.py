@@ -18,6 +18,7 @@ from tianquan.request import MediaPolicy, Prompt, SamplingParams
 from tianquan.serving.admission import Admission, Place
 from tianquan.serving.api_error import ApiError, ClientGoneError
 from tianquan.serving.body import BodyReader
+from tianquan.serving.budget import Budget
 from tianquan.serving.call import Call
 from tianquan.serving.config import ServeConfig
 from tianquan.serving.generation import Generation, Inbox, Mailroom
@@ -25,6 +26,7 @@ from tianquan.serving.media_fetch import MediaFetcher
 from tianquan.serving.metrics import Metrics
 
 _MAX_BODIES = 8  # bodies of full size in memory at the same time
+_MAX_DECODED = 4  # recordings of full length that are decoded at the same time: 230 MB an hour each
 
 Result = TypeVar("Result")
 
@@ -55,6 +57,7 @@ class Service:
         self.metrics = Metrics()
         self.admission = Admission(config.max_num_seqs, config.max_queue, _MAX_BODIES * config.max_body_bytes)
         self.reader = BodyReader(config.max_body_bytes, config.patience)
+        self.decoded_seconds = Budget(_MAX_DECODED * config.max_audio_seconds)
         self.fetcher = MediaFetcher(
             domains=frozenset(config.allow_media_domain),
             root=config.media_root,

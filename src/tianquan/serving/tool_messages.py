@@ -66,11 +66,11 @@ def calls_as_text(calls: list[protocol.ToolCall], where: str) -> str:
     for n, call in enumerate(calls):
         try:
             arguments = json.loads(call.function.arguments)
+            text = json.dumps({"name": call.function.name, "arguments": arguments}, ensure_ascii=False)
         except (ValueError, RecursionError):
             arguments = None
         if not isinstance(arguments, dict):
             param = f"{where}.tool_calls[{n}].function.arguments"
             raise ApiError(400, f"{param} must be a JSON object as text", param=param, code="invalid_value")
-        text = json.dumps({"name": call.function.name, "arguments": arguments}, ensure_ascii=False)
         lines.append(f"<tool_call>{text}</tool_call>")
     return "\n".join(lines)

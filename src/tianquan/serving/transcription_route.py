@@ -39,8 +39,10 @@ async def transcriptions(service: Service, call: Call) -> None:
         body = _parse(fields)
         model = service.find_model(body.model)
         sampling = replace(TRANSCRIBE_SAMPLING, temperature=body.temperature or 0.0)
-        async with open_inbox(service, call) as inbox:
+        most = service.config.max_audio_seconds
+        async with open_inbox(service, call) as inbox, service.decoded_seconds.hold(most) as held:
             clips = await service.on_thread(_clips, service, content)
+            held.keep(sum(map(len, clips)) / service.llm.processor.sample_rate)
             run = _Transcription(service, model, call, place, inbox, body, sampling, clips)
             if body.stream:
                 inbox.start_pings()
@@ -66,6 +68,10 @@ def _parse(fields: dict[str, str]) -> protocol.TranscriptionRequest:
         raise protocol.invalid_body(error) from None
     except ValueError as error:
         raise ApiError(400, "temperature must be a number", param="temperature", code="invalid_value") from error
+    if body.stream and body.response_format not in (None, "json"):
+        raise ApiError(
+            400, "a stream is events of json; leave response_format out", param="response_format", code="unsupported"
+        )
     if body.temperature is not None and not 0 <= body.temperature <= 100:
         raise ApiError(400, "temperature must be between 0 and 100", param="temperature", code="invalid_value")
     return body
@@ -99,6 +105,7 @@ class _Transcription:
         self._sampling = sampling
         self._clips = clips
         self._usage = _NO_USAGE
+        self._finish_reason = "stop"
 
     async def whole(self) -> None:
         """Respond when all of it is heard."""
@@ -107,7 +114,7 @@ class _Transcription:
         if kind == "text":
             await self._call.respond(PlainTextResponse(text + "\n"))
             return
-        form: dict[str, Any] = {"text": text, "usage": self._usage_form()}
+        form: dict[str, Any] = {"text": text, "finish_reason": self._finish_reason, "usage": self._usage_form()}
         if kind == "verbose_json":
             form |= {"task": "transcribe", "duration": self._duration(), "language": self._language()}
         await self._call.respond_json(form)
@@ -122,7 +129,8 @@ class _Transcription:
             elif piece:
                 text += piece
                 await call.send_event({"type": "transcript.text.delta", "delta": piece})
-        await call.send_event({"type": "transcript.text.done", "text": text, "usage": self._usage_form()})
+        done = {"text": text, "finish_reason": self._finish_reason, "usage": self._usage_form()}
+        await call.send_event({"type": "transcript.text.done", **done})
         await call.end_events()
 
     async def _pieces(self) -> AsyncIterator[str | Ping]:
@@ -143,7 +151,12 @@ class _Transcription:
             )
             try:
                 async for piece in generation.pieces():
-                    yield piece if isinstance(piece, Ping) else piece.text
+                    if isinstance(piece, Ping):
+                        yield piece
+                        continue
+                    if piece.finish_reason == "length":  # what was said goes on, or the model repeats itself
+                        self._finish_reason = "length"
+                    yield piece.text
             finally:
                 generation.close()
             self._add(generation.usage)

@@ -29,6 +29,7 @@ export function describeError(error) {
   const known = {
     0: "errorNetwork",
     [-1]: "errorBroken",
+    [UNSENT]: "errorUnsent",
     401: "errorKey",
     404: "errorModel",
     413: "errorLarge",
@@ -36,6 +37,9 @@ export function describeError(error) {
   };
   return say(known[status] ?? (status >= 500 ? "errorServer" : "errorRequest"));
 }
+
+/** In place of a status: the browser could not make the request. */
+export const UNSENT = -2;
 
 /** Requests to one server. */
 export class Api {
@@ -114,7 +118,7 @@ export class Api {
   async transcribe(sound, name, model) {
     const form = new FormData();
     form.append("file", sound, name);
-    form.append("model", model);
+    if (model !== null) form.append("model", model);
     form.append("response_format", "json");
     const response = await this.#fetch("v1/audio/transcriptions", { method: "POST", body: form });
     return (await response.json()).text;

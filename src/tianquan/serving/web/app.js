@@ -75,6 +75,7 @@ class Page {
   async start() {
     this.#useLanguage(readChoice("language", browserLanguage()));
     if (!(await this.#store.open())) notice(say("notKept"));
+    this.#store.onOther = (id) => this.#follow(id);
     this.#conversations = await this.#store.list();
     for (const message of this.#conversations.flatMap((conversation) => conversation.messages)) {
       if (message.finish === null) message.finish = "interrupted"; // the page went away while it was written
@@ -96,10 +97,14 @@ class Page {
         setTimeout(resolve, POLL_MS);
       });
     }
+    await this.#listModels();
+  }
+
+  async #listModels() {
     try {
       this.#models = await this.#api.models();
     } catch {
-      /* without a key there is no list; the first message asks again */
+      /* without a key there is no list; it is fetched again after an answer */
     }
     const select = document.getElementById("model");
     select.replaceChildren(...this.#models.map(({ id }) => element("option", { value: id }, id)));
@@ -199,6 +204,24 @@ class Page {
   #endAnswer(answer) {
     if (answer.text !== "") announce(answer.text);
     if (answer.error && [0, 503].includes(answer.error.status)) this.#awaitServer();
+    else if (!answer.error && this.#models.length === 0) this.#listModels();
+  }
+
+  /** Take over what another tab did to a conversation; what is being answered here stays as it is. */
+  async #follow(id) {
+    const kept = await this.#store.read(id);
+    if (this.#turns.has(id)) return;
+    const own = this.#conversations.find((conversation) => conversation.id === id);
+    if (kept === null) {
+      this.#conversations = this.#conversations.filter((conversation) => conversation !== own);
+      if (own === this.#open) this.#show(newConversation(readSettings()));
+    } else if (own === undefined) {
+      this.#conversations.push(kept);
+    } else {
+      Object.assign(own, kept);
+      if (own === this.#open) this.#chat.show(own);
+    }
+    this.#showHead();
   }
 
   #stop() {

@@ -14,6 +14,9 @@ const VERSION = 1;
 
 /** Conversations and their media. */
 export class Store {
+  /** @type {(id: string) => void} hears which conversation another tab has written or deleted. */
+  onOther = () => {};
+  #tabs = "BroadcastChannel" in window ? new BroadcastChannel(DATABASE) : null;
   #database = null;
   #conversations = new Map(); // used only without a database
   #media = new Map(); // id -> {id, conversationId, blob}, what was read or written since the page opened
@@ -31,6 +34,7 @@ export class Store {
       };
       this.#database = await settled(request);
       this.#database.onversionchange = () => this.#database.close(); // another tab has a newer page
+      if (this.#tabs !== null) this.#tabs.onmessage = ({ data }) => this.onOther(data);
       return true;
     } catch {
       return false;
@@ -47,12 +51,22 @@ export class Store {
   }
 
   /**
-   * Keep a conversation.
+   * @param {string} id - of a conversation.
+   * @returns {Promise<?object>} it as it is kept, or null.
+   */
+  async read(id) {
+    if (this.#database === null) return structuredClone(this.#conversations.get(id) ?? null);
+    return (await settled(this.#records("conversations", "readonly").get(id))) ?? null;
+  }
+
+  /**
+   * Keep a conversation, and tell other tabs.
    * @param {object} conversation - with its `id`.
    */
   async write(conversation) {
     if (this.#database === null) this.#conversations.set(conversation.id, structuredClone(conversation));
     else await settled(this.#records("conversations", "readwrite").put(conversation));
+    this.#tabs?.postMessage(conversation.id);
   }
 
   /**
@@ -94,6 +108,7 @@ export class Store {
       media.forEach(({ id }) => both.objectStore("media").delete(id));
       await finished(both);
     }
+    this.#tabs?.postMessage(conversation.id);
     return { conversation, media };
   }
 
@@ -108,7 +123,9 @@ export class Store {
    * @param {object} conversation - the conversation.
    */
   async sweep(conversation) {
-    const used = new Set(conversation.messages.flatMap((message) => message.media.map((medium) => medium.id)));
+    const kept = await this.read(conversation.id); // another tab may have added to it
+    const messages = [...conversation.messages, ...(kept?.messages ?? [])];
+    const used = new Set(messages.flatMap((message) => message.media.map((medium) => medium.id)));
     for (const { id } of await this.#mediaOf(conversation.id)) {
       if (used.has(id)) continue;
       this.#media.delete(id);

@@ -168,6 +168,10 @@ const STRINGS = {
   unreachable: ["The server does not answer. Trying again…", "服务器没有响应，正在重试…"],
   errorNetwork: ["The server cannot be reached. Is it running?", "无法连接服务器，它在运行吗？"],
   errorBroken: ["The connection ended in the middle of the answer.", "连接在回答中途断开。"],
+  errorUnsent: [
+    "The browser could not send this. A file may have been moved or changed; take it again.",
+    "浏览器无法发送。文件可能已被移动或更改，请重新选择。",
+  ],
   errorKey: ["The server needs a key.", "服务器需要密钥。"],
   errorLarge: [
     "This is more than the server takes at once. Send fewer or smaller pictures or shorter sound.",

@@ -1,6 +1,6 @@
 /** One answer: the request, the text as it comes, the counters, and how it ended. */
 
-import { ApiError } from "./api.js";
+import { ApiError, UNSENT } from "./api.js";
 import { requestBody } from "./conversation.js";
 
 /**
@@ -26,8 +26,8 @@ export async function runTurn(conversation, answer, { api, model, readMedium, si
   } catch (error) {
     answer.finish = error.name === "AbortError" ? "stopped" : "interrupted";
     if (answer.finish === "stopped") return;
-    if (!(error instanceof ApiError)) throw error;
-    const { status, detail, retryAfterS } = error;
+    // Beside what the server says there is what the browser does: a file that was sent may be gone by now.
+    const { status, detail, retryAfterS } = error instanceof ApiError ? error : { status: UNSENT, detail: String(error) };
     answer.error = { status, detail, retryAfterS };
   } finally {
     answer.totalMs = performance.now() - began;

@@ -97,6 +97,45 @@ def test_a_broken_engine_ends_all_answers_and_starts_anew(checkpoint_folder, mon
     assert llm.chat(MESSAGES, sampling=LONG).text == expected
 
 
+def test_a_thread_that_cannot_be_made_is_told_and_tried_again(checkpoint_folder, monkeypatch):
+    llm = tianquan.load(checkpoint_folder, precision="float32")
+
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(ModelError, match="no thread to run on"):
+        llm.chat(MESSAGES, sampling=LONG)
+    monkeypatch.undo()
+    assert llm.chat(MESSAGES, sampling=LONG).text
+    wait_until_idle(llm)
+
+
+def test_an_engine_that_cannot_be_started_anew_is_told_to_every_caller(checkpoint_folder, monkeypatch):
+    llm = tianquan.load(checkpoint_folder, precision="float32")
+    engine = llm.driver.engine
+    schedule = engine._scheduler.schedule
+    monkeypatch.setattr(engine._scheduler, "schedule", lambda *_: 1 / 0)
+    monkeypatch.setattr(engine, "started_anew", lambda: 1 / 0)
+    for _ in range(2):
+        with pytest.raises(ModelError, match="the engine failed"):
+            llm.chat(MESSAGES, sampling=LONG)
+    monkeypatch.setattr(engine._scheduler, "schedule", schedule)
+    assert llm.chat(MESSAGES, sampling=LONG).text
+
+
+def test_nobody_waits_for_a_thread_that_ended(checkpoint_folder, monkeypatch):
+    llm = tianquan.load(checkpoint_folder, precision="float32")
+
+    def leave(*_):
+        raise SystemExit("of a library")
+
+    monkeypatch.setattr(llm.driver.engine._scheduler, "schedule", leave)
+    for _ in range(2):
+        with pytest.raises(ModelError, match="the engine was stopped"):
+            llm.chat(MESSAGES, sampling=LONG)
+
+
 def test_ids_of_a_broken_engine_name_no_request_of_the_next(checkpoint_folder, monkeypatch):
     llm = tianquan.load(checkpoint_folder, precision="float32")
     broken = llm.driver.engine

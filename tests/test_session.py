@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import tianquan
 from tianquan.backends.kv_cache import SequenceBatch
@@ -20,6 +23,12 @@ CAT, DOG = (np.random.default_rng(seed).integers(0, 256, (60, 80, 3), np.uint8) 
 SOUND = (np.random.default_rng(2).normal(0, 0.1, 16000).astype(np.float32), 16000)
 SOUND_16_BIT = ((SOUND[0] * 32768).astype(np.int16), 16000)
 LONGER = (np.random.default_rng(3).normal(0, 0.1, 30000).astype(np.float32), 16000)
+
+
+def png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +151,44 @@ def test_files_that_are_no_conversations(llm, tmp_path, text, message):
         session.load(tmp_path / "missing.json")
 
 
+def turned_sideways():
+    picture = Image.fromarray(CAT)
+    picture.getexif()[0x0112] = 6
+    return picture
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        turned_sideways(),
+        Image.fromarray(np.dstack([CAT, np.full(CAT.shape[:2], 90, np.uint8)])),
+        Image.fromarray(np.arange(0, 60 * 80 * 13, 13, dtype=np.uint16).reshape(60, 80)),
+        io.BytesIO(png(CAT)),
+        bytearray(png(CAT)),
+    ],
+    ids=["sideways", "transparent", "16 bits", "file", "bytes"],
+)
+def test_pictures_in_memory_are_saved_as_the_model_saw_them(llm, tmp_path, picture):
+    session = llm.session(sampling=SHORT)
+    first = session.send("What is this?", images=[picture])
+    session.save(tmp_path / "talk.json")
+    again = llm.session(sampling=SHORT)
+    again.load(tmp_path / "talk.json")
+    again.undo()
+    kept = json.loads((tmp_path / "talk.json").read_text(encoding="utf-8"))[0]["content"]["image"]
+    prompts = [llm.processor([{"role": "user", "content": {"text": "?", "image": one}}]) for one in (picture, *kept)]
+    assert prompts[0].images[0].digest == prompts[1].images[0].digest
+    assert first.usage.image_tokens == 64
+
+
+def test_recordings_of_open_files_are_saved(llm, media_root):
+    data = (media_root / "speech_1s_16k.wav").read_bytes()
+    session = llm.session(sampling=SHORT)
+    session.send("What is said?", audios=[io.BytesIO(data), bytearray(data)])
+    kept = json.loads(session.to_json())[0]["content"]["audio"]
+    assert [base64.b64decode(url.partition(",")[2]) for url in kept] == [data, data]
+
+
 def test_the_budget_adds_up(llm):
     session = llm.session(system="Be brief.", sampling=SHORT)
     assert session.budget().used < 40
@@ -182,6 +229,29 @@ def test_oldest_turns_are_dropped(small_llm, keep_media):
     assert session.budget().num_dropped == session.num_dropped
     with pytest.raises(PromptError, match=r"the message has .* the window 640; make it shorter"):
         session.send("word " * 600)
+
+
+@pytest.mark.parametrize("when_full", ["drop_oldest_turns", "summarize"])
+def test_a_message_that_fails_forgets_nothing(small_llm, when_full):
+    session = small_llm.session(sampling=SHORT, when_full=when_full)
+    fill(session, 4)
+    for _ in range(3):
+        with pytest.raises(PromptError, match="make it shorter"):
+            session.send("word " * 700)
+    with pytest.raises(TianquanError):  # of the temperature, or of a summary that takes too much room
+        session.send("word " * 120, sampling=replace(SHORT, temperature=-1.0))
+    assert session.num_dropped == 0
+    assert len(session.turns) == 8
+
+
+def test_an_exchange_as_long_as_the_window_is_dropped_where_no_summary_of_it_fits(small_llm):
+    session = small_llm.session(sampling=replace(SHORT, max_tokens=600), when_full="summarize")
+    session.send("word " * 120)
+    assert session.budget().used > 640 - 40
+    completion = session.send("hi", sampling=SHORT)
+    assert completion.usage.completion_tokens == 6
+    assert user_texts(session) == ["hi"]
+    assert session.num_dropped == 2
 
 
 def test_old_turns_are_summarized(small_llm):

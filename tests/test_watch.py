@@ -59,6 +59,37 @@ def test_the_budget_bounds_a_pipe(reference_llm):
     assert usage.video_frames == watch.num_frames
 
 
+class Slow(io.BytesIO):
+    """A pipe that gives a little at a time, as a camera does."""
+
+    def read(self, size=-1):
+        time.sleep(0.01)
+        return super().read(min(500, size) if size > 0 else 500)
+
+
+def test_a_pipe_is_left_when_it_is_closed(reference_llm):
+    grain = np.random.default_rng(0).integers(0, 60, (300, *moving(1)[0].shape), np.uint8)
+    data = encode(np.stack(moving(300)) // 2 + grain, container="mpegts", gop=10)
+    with Watch(reference_llm, Slow(data), policy(reference_llm, 40)) as watch:
+        wait_for(lambda: watch.num_frames >= 1)
+    frames = watch.num_frames
+    watch.wait()
+    assert watch.num_frames <= frames + 2
+    assert watch.error is None
+    assert watch.ask("what moved?", SHORT).usage.video_frames == watch.num_frames
+
+
+def test_a_file_that_fails_is_told(reference_llm):
+    class Failing(io.BytesIO):
+        def read(self, size=-1):
+            raise OSError(5, "Input/output error")
+
+    watch = Watch(reference_llm, Failing(), policy(reference_llm, 3))
+    watch.wait()
+    with pytest.raises(MediaError, match="Input/output error"):
+        watch.ask("what?", SHORT)
+
+
 def test_what_is_no_video_is_told_when_asked(reference_llm, tmp_path):
     with pytest.raises(MediaError, match="does not begin as a video"):
         Watch(reference_llm, io.BytesIO(b"hello" * 1000)).ask("what?", SHORT)

@@ -14,7 +14,7 @@ import ctypes
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tianquan.engine.engine import Engine
 from tianquan.engine.interface import EngineRequest, EngineStatistics, RequestOutput
@@ -23,6 +23,7 @@ from tianquan.errors import ModelError
 logger = logging.getLogger(__name__)
 
 Listener = Callable[[RequestOutput], None]
+_Waiting = tuple[Listener, Callable[[Exception], None]]  # who hears outputs, and who hears of a failure
 
 
 class StepThread:
@@ -32,19 +33,32 @@ class StepThread:
         self.lock = threading.Lock()  # of everything here and of the drivers' listeners; never held during a step
         self._busy: deque[EngineDriver] = deque()  # those with requests, the next one first
         self._thread: threading.Thread | None = None
+        self._is_ending = False  # the process
 
     def begin(self, driver: EngineDriver) -> None:
         """See to it that a driver is stepped until its requests have ended. The lock is held by the caller."""
         if driver not in self._busy:
             self._busy.append(driver)
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():  # after a fork the child has none of its parent's
+            thread = threading.Thread(target=self._run, name="tianquan-engine", daemon=True)
+            thread.start()
+            self._thread = thread
             atexit.register(self._stop_at_exit)
-            self._thread = threading.Thread(target=self._run, name="tianquan-engine", daemon=True)
-            self._thread.start()
 
     def _run(self) -> None:
-        while (driver := self._next()) is not None:
-            driver.step()
+        try:
+            while (driver := self._next()) is not None:
+                driver.step()
+        except BaseException as error:
+            if self._is_ending:
+                return
+            logger.exception("the engine's thread stopped")
+            with self.lock:
+                left = list(self._busy)
+                self._busy.clear()
+                self._thread = None
+            for driver in left:  # nobody may wait for ever
+                driver.give_up(error)
 
     def _next(self) -> EngineDriver | None:
         """Return whose turn it is; None, and the thread ends, when no driver has a request."""
@@ -63,6 +77,7 @@ class StepThread:
         thread = self._thread
         if thread is None or thread.ident is None:
             return
+        self._is_ending = True
         leave = ctypes.py_object(SystemExit)
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), leave)
         thread.join()
@@ -79,7 +94,7 @@ class EngineDriver:
     def __init__(self, engine: Engine, thread: StepThread | None = None) -> None:
         self.engine = engine
         self._thread = thread or StepThread()
-        self._listeners: dict[int, tuple[Listener, Callable[[Exception], None]]] = {}
+        self._listeners: dict[int, _Waiting] = {}
 
     @property
     def has_requests(self) -> bool:
@@ -96,11 +111,17 @@ class EngineDriver:
 
         Raises:
             ParameterError, PromptError: see `Engine.add`.
+            ModelError: the system lets this process make no thread to step on.
         """
         with self._thread.lock:
             request_id = self.engine.add(request)
             self._listeners[request_id] = (listener, on_failure)
-            self._thread.begin(self)
+            try:
+                self._thread.begin(self)
+            except RuntimeError as error:
+                del self._listeners[request_id]
+                self.engine.abort(request_id)
+                raise ModelError(f"the engine has no thread to run on ({error}); let this process make more") from error
         return request_id
 
     def abort(self, request_id: int) -> None:
@@ -140,8 +161,25 @@ class EngineDriver:
         with self._thread.lock:
             entries = list(self._listeners.values())
             self._listeners.clear()
-            self.engine = self.engine.started_anew()
-        failure = ModelError("the engine failed and was started anew; the log tells why")
+            try:
+                self.engine = self.engine.started_anew()
+            except Exception:  # it keeps what it had; what is asked next tries again
+                logger.exception("the engine cannot be started anew")
+        self._tell(entries, "the engine failed and was started anew; the log tells why", error)
+
+    def give_up(self, error: BaseException) -> None:
+        """End every request, with the engine as it is: nothing steps it any more."""
+        with self._thread.lock:
+            entries = list(self._listeners.values())
+            self._listeners.clear()
+        self._tell(entries, "the engine was stopped; the log tells why", error)
+
+    @staticmethod
+    def _tell(entries: Sequence[_Waiting], message: str, error: BaseException) -> None:
+        failure = ModelError(message)
         failure.__cause__ = error
         for _, on_failure in entries:
-            on_failure(failure)
+            try:
+                on_failure(failure)
+            except Exception:  # whose caller is gone
+                logger.exception("a caller could not be told that the engine failed")

@@ -78,6 +78,7 @@ def load(
         )
     merged = None if adapter is None else Adapter.open(Path(adapter), checkpoint.config)
     opened = {name: Adapter.open(Path(folder), checkpoint.config) for name, folder in (adapters or {}).items()}
+    _require_native(backend, max_memory)
     engine = _within(max_memory, engine or EngineOptions(), checkpoint, recipe, list(opened.values()))
     ops = make_ops(backend, device, threads, kv_format or recipe.kv_format)
     _warn_of_storage_formats(recipe)
@@ -101,6 +102,11 @@ def load(
 def _own_bytes(adapter: Adapter, checkpoint: Checkpoint, recipe: Recipe) -> int:
     """Return the bytes of the matrices that an adapter changes."""
     return sum(weight.nbytes(recipe) for weight in needed_weights(checkpoint.config) if weight.name in adapter.factors)
+
+
+def _require_native(backend: Backend, max_memory: int | None) -> None:
+    if max_memory is not None and backend != "native":
+        raise ParameterError(f"max_memory is kept by the native backend only, not by {backend}; leave it out")
 
 
 def _within(

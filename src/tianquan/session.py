@@ -15,7 +15,7 @@ import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, NamedTuple, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +35,16 @@ _KEPT_EXCHANGES = 2  # the latest ones, which a summary leaves as they are
 _SUMMARY_REQUEST = "Summarize our conversation so far in a few sentences. Keep names, numbers and decisions."
 _SUMMARY_TITLE = "Summary of our conversation so far: "
 _SUMMARY_REPLY = "Understood."
+_SHORTEST_SUMMARY = 32  # tokens
 _SUMMARY_SAMPLING = SamplingParams(temperature=0.0, max_tokens=256)
+
+
+class _Room(NamedTuple):
+    """How a message fits in the window."""
+
+    prompt: Prompt
+    turns: list[Turn] | None  # before it, where the policy made room
+    num_dropped: int  # of them
 
 
 class Answerer(Protocol):
@@ -192,11 +201,11 @@ class Session:
         content = _vendor_content(text, image=images, audio=audios, video=videos)
         turn = self._make_turn({"role": "user", "content": content}, on_video)
         sampling = sampling or self.sampling
-        prompt = self._make_room(turn, sampling)
-        answer = self._answerer.answer(prompt, sampling, preprocess_ms=1000 * (time.perf_counter() - began))
-        return self._record(turn, answer)
+        room = self._make_room(turn, sampling)
+        answer = self._answerer.answer(room.prompt, sampling, preprocess_ms=1000 * (time.perf_counter() - began))
+        return self._record(turn, answer, room)
 
-    def _record(self, turn: Turn, answer: Answer) -> Generator[TextPiece, None, None]:
+    def _record(self, turn: Turn, answer: Answer, room: _Room) -> Generator[TextPiece, None, None]:
         said = ""
         try:
             for piece in answer:
@@ -205,13 +214,16 @@ class Session:
                     said = piece.completion.text
                 yield piece
         except (GeneratorExit, KeyboardInterrupt):
-            self._add_exchange(turn, said)
+            self._add_exchange(turn, said, room)
             raise
         finally:
             answer.close()
-        self._add_exchange(turn, said)
+        self._add_exchange(turn, said, room)
 
-    def _add_exchange(self, turn: Turn, said: str) -> None:
+    def _add_exchange(self, turn: Turn, said: str, room: _Room) -> None:
+        """Add what was said; only now what made room for it is forgotten."""
+        if room.turns is not None:
+            self._turns, self.num_dropped = room.turns, self.num_dropped + room.num_dropped
         self._turns += [turn, self._make_turn({"role": "assistant", "content": said})]
 
     def undo(self) -> None:
@@ -319,31 +331,30 @@ class Session:
     def _window(self) -> int:
         return self._answerer.max_sequence_tokens
 
-    def _make_room(self, turn: Turn, sampling: SamplingParams) -> Prompt:
-        """Return the prompt with a new turn, after the policy has made room if need be."""
+    def _make_room(self, turn: Turn, sampling: SamplingParams) -> _Room:
+        """Return the prompt with a new turn, after the policy has made room if need be; nothing is changed yet."""
         prompt = self._prompt([*self._turns, turn])
         needed = min(sampling.max_tokens, _MIN_ANSWER)
         if len(prompt.token_ids) + needed <= self._window:
-            return prompt
+            return _Room(prompt, None, 0)
         if self._when_full == "error":
             if len(prompt.token_ids) < self._window:
-                return prompt  # the answer may be short
+                return _Room(prompt, None, 0)  # the answer may be short
             raise PromptError(
                 f"the conversation has {len(prompt.token_ids)} tokens with this message, the window {self._window}; "
                 "undo turns, start anew, or choose when_full drop_oldest_turns or summarize"
             )
-        turns = self._shorter_turns(turn, needed)
+        turns, num_dropped = self._shorter_turns(turn, needed)
         prompt = self._prompt([*turns, turn])
         if len(prompt.token_ids) >= self._window:
             raise PromptError(
                 f"the message has {len(prompt.token_ids)} tokens with what must be kept, the window {self._window}; "
                 "make it shorter" + (", or do not keep turns with media" if self._keep_media else "")
             )
-        self._turns = turns
-        return prompt
+        return _Room(prompt, turns, num_dropped)
 
-    def _shorter_turns(self, turn: Turn, needed: int) -> list[Turn]:
-        """Return the turns to go on with: fewer, or with a summary in place of the oldest."""
+    def _shorter_turns(self, turn: Turn, needed: int) -> tuple[list[Turn], int]:
+        """Return the turns to go on with, fewer or with a summary in place of the oldest, and how many are gone."""
         exchanges = [self._turns[n : n + 2] for n in range(0, len(self._turns), 2)]
         kept = list(exchanges)
         summary: list[Turn] = []
@@ -360,15 +371,16 @@ class Session:
         while droppable and len(self._prompt([*flat(), turn]).token_ids) > goal:
             oldest = droppable.pop(0)
             kept = [e for e in kept if e is not oldest]  # what it says may be said again later
-        self.num_dropped += 2 * (len(exchanges) - len(kept))
-        return flat()
+        return flat(), 2 * (len(exchanges) - len(kept))
 
     def _summarize(self, turns: list[Turn]) -> list[Turn]:
-        """Let the model sum up turns; return the summary as an exchange."""
+        """Let the model sum up turns; return the summary as an exchange, or nothing if one leaves no room for it."""
         request = self._make_turn({"role": "user", "content": _SUMMARY_REQUEST})
         room = self._window - _SUMMARY_SAMPLING.max_tokens
         while len(turns) > 2 and len(self._prompt([*turns, request]).token_ids) > room:
             turns = turns[2:]
+        if len(self._prompt([*turns, request]).token_ids) > self._window - _SHORTEST_SUMMARY:
+            return []
         text = last(self._answerer.answer(self._prompt([*turns, request]), _SUMMARY_SAMPLING)).text
         return [
             self._make_turn({"role": "user", "content": _SUMMARY_TITLE + text}),

@@ -9,17 +9,18 @@ import base64
 import io
 import json
 import os
+import sys
 import wave
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from tianquan.errors import PromptError, TianquanError
 from tianquan.processing.audio import as_waveform
-from tianquan.processing.messages import MediaSource
+from tianquan.processing.image import decoded_rgb
+from tianquan.processing.messages import MediaSource, parse_source
 
 _SAMPLE_RATE = 16000
 
@@ -88,18 +89,19 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _image_reference(source: MediaSource) -> str:
+    source = parse_source(source, "image")
     if isinstance(source, str | Path):
         return str(source)
     if isinstance(source, bytes):
         return _data_url("application/octet-stream", source)
     assert not isinstance(source, tuple), "a session takes no tuple as a picture"
-    picture = source if isinstance(source, Image.Image) else Image.fromarray(source)
     file = io.BytesIO()
-    picture.convert("RGB").save(file, "PNG")
+    decoded_rgb(source, sys.maxsize).save(file, "PNG")  # as the model saw it
     return _data_url("image/png", file.getvalue())
 
 
 def _audio_reference(source: MediaSource) -> str:
+    source = parse_source(source, "audio")
     if isinstance(source, str | Path):
         return str(source)
     if isinstance(source, bytes):
@@ -109,6 +111,7 @@ def _audio_reference(source: MediaSource) -> str:
 
 
 def _video_reference(source: MediaSource) -> str:
+    source = parse_source(source, "video")
     if isinstance(source, str | Path):
         return str(source)
     if isinstance(source, bytes):

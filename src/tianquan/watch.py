@@ -97,7 +97,7 @@ class Watch:
         self._thread.join()
 
     def close(self) -> None:
-        """Read what is there and then no more; what has been seen can still be asked about."""
+        """Read a file to its present end, a pipe to the next frame; what was seen can still be asked about."""
         self._closing.set()
 
     def __enter__(self) -> Watch:
@@ -131,8 +131,13 @@ class Watch:
             for frame in read_frames(opened, lambda seconds: self, policy.video, settings, policy.max_pixels):
                 self._next_time = frame.time + self._interval
                 self._take(frame)
+                if not waits and self._closing.is_set():
+                    break
         except TianquanError as error:
             self.error = error
+        except Exception as error:  # of the file, which may be a network's, or of ours: whoever asks hears of it
+            self.error = MediaError(f"the video cannot be read on ({type(error).__name__}: {error})")
+            self.error.__cause__ = error
         finally:
             self._first.set()
             self._file.close()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import command_line
 import tianquan
 from running_server import running
 from tianquan.benchmark.serve_load import LoadPlan, Sample, make_body, summarize
+from tianquan.cli.bench import _with_suffix
 
 SMALL = {"prompt_words": (2, 8), "answer_tokens": (2, 6), "image_sides": (20, 60), "audio_seconds": (1, 1)}
 
@@ -53,3 +55,15 @@ def test_errors_and_late_answers_are_not_good():
 def test_no_server_is_one_clear_line():
     command_line.assert_refused(command_line.run("bench", "serve", "http://127.0.0.1:9"), "no server")
     command_line.assert_refused(command_line.run("bench", "serve", "ftp://x"), "http://")
+    command_line.assert_refused(command_line.run("bench", "serve", "http://localhost:99999"), "http://HOST:PORT")
+    command_line.assert_refused(command_line.run("bench", "serve", "http://[::1"), "http://HOST:PORT")
+    command_line.assert_refused(command_line.run("bench", "--output", "q", "serve", "http://x"), "output", "of its own")
+
+
+def test_a_plot_and_results_need_a_name_of_a_file():
+    command_line.assert_refused(command_line.run("bench", "--plot"), "--output")
+    command_line.assert_refused(command_line.run("bench", "--output", "."), "is a folder")
+
+
+def test_dots_in_the_name_of_results_stay():
+    assert [_with_suffix(Path(name), ".json").name for name in ("v1.1", "v1.2")] == ["v1.1.json", "v1.2.json"]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import command_line
 import tianquan
 from random_adapter import write_adapter
-from tianquan.checkpoint import open_checkpoint
+from tianquan.checkpoint import find_folder, open_checkpoint
 from tianquan.checkpoint.adapter import Adapter
 from tianquan.checkpoint.names import module_path
+from tianquan.checkpoint.safetensors_file import SafetensorsFile, write_safetensors
 from tianquan.errors import CheckpointError
 
 NAMES = ("language_model.layers.0.attention.query", "resampler.attention.key", "resampler.output", "audio.conv1")
@@ -81,6 +85,54 @@ def test_only_the_adapted_tensors_change(write, checkpoint_folder, tmp_path):
     }
 
 
+def test_weights_that_are_both_embedding_and_head_are_written_once(checkpoint_folder, tmp_path, monkeypatch):
+    from tianquan.backends.reference import ReferenceOps
+    from tianquan.checkpoint import dense_folder
+    from tianquan.checkpoint.tensor_list import needed_weights
+    from tianquan.quantization.recipes import find_recipe
+
+    checkpoint = open_checkpoint(checkpoint_folder)
+    language = replace(checkpoint.config.language, tie_word_embeddings=True)
+    config = replace(checkpoint.config, language=language)
+    names = [weight.name for weight in needed_weights(config)]
+    assert len(set(names)) == len(names) == len(needed_weights(checkpoint.config)) - 1
+    monkeypatch.setattr(dense_folder, "MAX_SHARD_BYTES", 200_000)
+    reader = dense_folder.ReadWeights(checkpoint.weights(find_recipe("float32"), ReferenceOps()))
+    dense_folder.save_dense(checkpoint.folder, config, reader, "float32", tmp_path / "tied")
+    files = sorted((tmp_path / "tied").glob("model-*"))
+    assert len(files) > 1
+    stored = [name for file in files for name in SafetensorsFile(file).tensors]
+    assert len(set(stored)) == len(stored)
+
+
+def test_other_tensors_formats_do_not_decide(tmp_path):
+    """A table of rotary frequencies is ignored, in whatever format it is stored."""
+    from tianquan.checkpoint.dense_folder import source_format
+
+    folder = tmp_path / "model"
+    shutil.copytree(find_folder("embedded", None), folder)
+    expected = source_format(open_checkpoint(folder).files)
+    assert expected == "float16"
+    path = folder / "model.safetensors"
+    stored = SafetensorsFile(path)
+    tensors = {name: (entry.dtype, np.array(stored.read(name))) for name, entry in stored.tensors.items()}
+    name = "llm.model.layers.0.self_attn.rotary_emb.inv_freq"
+    tensors[name] = ("F32", np.ones(4, np.float32))
+    write_safetensors(path, tensors)
+    assert source_format(open_checkpoint(folder).files) == expected
+
+
+def test_files_of_other_loaders_are_copied(write, checkpoint_folder, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(checkpoint_folder, base)
+    for name in ("modeling_x.py", "special_tokens_map.json"):
+        (base / name).write_text("{}")
+    folder, _ = write()
+    result = command_line.run("merge", base, folder, tmp_path / "merged")
+    assert result.returncode == 0, result
+    assert {"modeling_x.py", "special_tokens_map.json"} <= {path.name for path in (tmp_path / "merged").iterdir()}
+
+
 def test_shards_have_an_index(write, checkpoint_folder, tmp_path, monkeypatch):
     from tianquan.backends.reference import ReferenceOps
     from tianquan.checkpoint import dense_folder
@@ -104,6 +156,10 @@ def test_shards_have_an_index(write, checkpoint_folder, tmp_path, monkeypatch):
         ({"use_dora": True}, {}, "use_dora"),
         ({"bias": "all"}, {}, "bias"),
         ({"modules_to_save": ["x"]}, {}, "modules_to_save"),
+        ({"init_lora_weights": "pissa_niter_16"}, {}, "init_lora_weights 'pissa_niter_16' changed the weights"),
+        ({"init_lora_weights": "olora"}, {}, "plain LoRA"),
+        ({"alora_invocation_tokens": [5]}, {}, "alora_invocation_tokens"),
+        ({"layer_replication": [[0, 2]]}, {}, "layer_replication"),
         ({"r": 0}, {}, "positive"),
         ({"r": 3}, {}, "shape"),
         ({}, {"base_model.model.llm.model.other.lora_A.weight": np.ones((2, 2), np.float32)}, "no place for"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,6 +79,14 @@ def test_info(checkpoint_folder):
     table = run("info", checkpoint_folder, "--backend", "reference").stdout
     assert "int4-g32" in table
     assert "int8-g64" in table
+
+
+def test_names_are_shown_as_they_are(checkpoint_folder, tmp_path):
+    folder = tmp_path / "q[" / "x]"
+    shutil.copytree(checkpoint_folder, folder)
+    result = run("info", folder, *BACKEND)
+    assert result.returncode == 0, result
+    assert "q[/x]" in result.stdout.replace("\n", "")
 
 
 def test_one_answer(checkpoint_folder, media_root):

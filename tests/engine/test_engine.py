@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,13 +11,17 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+import tianquan
 from engine.conftest import Result, collect, run_to_end
+from tianquan.checkpoint.safetensors_file import SafetensorsFile, write_safetensors
 from tianquan.engine import model_runner
 from tianquan.engine.interface import EngineOptions
 from tianquan.engine.memory import kv_bytes_within
 from tianquan.engine.scheduler import SchedulerLimits
 from tianquan.errors import ModelError, ParameterError, PromptError
 from tolerances import GREEDY_MARGIN
+
+NORM = "llm.model.layers.0.post_attention_layernorm.weight"
 
 CAT, DOG = (np.random.default_rng(seed).integers(0, 256, (60, 80, 3), np.uint8) for seed in (0, 1))
 WORDS = ("one", "two", "three", "你好", "count", "the", "words")
@@ -244,6 +249,21 @@ def test_weights_that_give_nan_end_in_one_line(bench, monkeypatch):
     result = collect(engine, [bench.request(bench.prompt("one"))])[0]
     assert isinstance(result.end.error, ModelError)
     assert result.token_ids == []
+
+
+@pytest.mark.parametrize("precision", ["float32", "int4", "int8"])
+def test_weights_that_overflow_on_the_way_are_no_answer(checkpoint_folder, tmp_path, precision):
+    """All of them are finite; what the second layer gets is not."""
+    shutil.copytree(checkpoint_folder, tmp_path / "model")
+    files = map(SafetensorsFile, (tmp_path / "model").glob("*.safetensors"))
+    stored = next(file for file in files if NORM in file.tensors)
+    tensors = {name: (entry.dtype, np.array(stored.read(name))) for name, entry in stored.tensors.items()}
+    norm = np.ones_like(tensors[NORM][1], np.float32)
+    norm[:2] = 3e38
+    write_safetensors(stored.path, {**tensors, NORM: ("F32", norm)})
+    llm = tianquan.load(tmp_path / "model", precision=precision)
+    with pytest.raises(ModelError, match="is not finite"):
+        llm.chat([{"role": "user", "content": "hello"}])
 
 
 def test_abort_at_any_step_frees_every_block(bench):

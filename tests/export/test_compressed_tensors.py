@@ -11,6 +11,7 @@ from tianquan.checkpoint import open_checkpoint
 from tianquan.checkpoint.safetensors_file import SafetensorsFile
 from tianquan.errors import CheckpointError
 from tianquan.export.compressed_tensors import save_compressed_tensors
+from tianquan.quantization.dense import DenseTensor
 from tianquan.quantization.format import QuantizedTensor
 from tianquan.quantization.recipes import find_recipe
 
@@ -88,6 +89,20 @@ def test_all_else_is_as_it_was(exported, checkpoint_folder):
     for name in ("llm.lm_head.weight", "vision.resampler.query", "audio.audio.conv1.weight"):
         assert tensors[name].tobytes() == files.dense(name).data.tobytes()
     assert {path.name for path in folder.iterdir()} >= {"tokenizer.json", "preprocessor_config.json"}
+
+
+def test_values_that_are_no_numbers_are_not_copied(checkpoint_folder, tmp_path, monkeypatch):
+    checkpoint = open_checkpoint(checkpoint_folder)
+    dense = type(checkpoint.files).dense
+
+    def broken(files, name):
+        found = dense(files, name)
+        return DenseTensor(np.full(found.shape, np.nan, np.float32), "float32") if "embed_tokens" in name else found
+
+    monkeypatch.setattr(type(checkpoint.files), "dense", broken)
+    with pytest.raises(CheckpointError, match=r"embed_tokens.* infinite or NaN"):
+        save_compressed_tensors(checkpoint, find_recipe("int4"), tmp_path / "out", make_ops("reference"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_written(checkpoint_folder, tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 
 import gguf
@@ -10,6 +11,7 @@ from command_line import assert_refused, run
 from json_files import edit_json
 from tianquan.checkpoint import open_checkpoint
 from tianquan.errors import CheckpointError
+from tianquan.export import gguf_file
 from tianquan.export.gguf_file import interleaved, save_gguf
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -93,10 +95,14 @@ def copied(source, target):
         ({"normalizer": {"type": "NFKC"}}, "has a normalizer"),
         ({"pre_tokenizer": {"type": "Whitespace"}}, "no name for"),
         ({"pre_tokenizer": {**BYTE_LEVEL, "add_prefix_space": True}}, "no name for"),
+        ({"model": {"ignore_merges": True}}, "has ignore_merges true"),
     ],
 )
 def test_a_tokenizer_that_llama_cpp_would_run_differently(checkpoint_folder, tmp_path, change, words):
     folder = copied(checkpoint_folder, tmp_path / "model")
+    if "model" in change:
+        model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+        change = {"model": {**model, **change["model"]}}
     edit_json(folder / "tokenizer.json", **change)
     with pytest.raises(CheckpointError, match=words):
         save_gguf(open_checkpoint(folder), "q8_0", tmp_path / "out.gguf")
@@ -125,6 +131,29 @@ def test_a_low_bit_folder_is_refused(checkpoint, tmp_path):
     checkpoint.save_low_bit(find_recipe("int4"), tmp_path / "low", make_ops("reference"))
     with pytest.raises(CheckpointError, match="low-bit folder"):
         save_gguf(open_checkpoint(tmp_path / "low"), "q8_0", tmp_path / "out.gguf")
+
+
+def test_what_no_half_precision_holds_is_refused(checkpoint, tmp_path, monkeypatch):
+    values = gguf_file._values
+
+    def huge(reader, weight, config):
+        found = np.array(values(reader, weight, config))
+        if weight.name.endswith("down"):
+            found.flat[3] = 1e5
+        return found
+
+    monkeypatch.setattr(gguf_file, "_values", huge)
+    for type in ("f16", "q8_0"):
+        with pytest.raises(CheckpointError, match="beyond 65504"):
+            save_gguf(checkpoint, type, tmp_path / "out.gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_export_left_is_removed(checkpoint, tmp_path):
+    left = tmp_path / f".out.gguf.partial-{2**22 + 1}-0"  # no process has such a number
+    left.write_bytes(b"half of it")
+    save_gguf(checkpoint, "f16", tmp_path / "out.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
 
 
 def test_an_error_on_the_way_leaves_nothing(checkpoint, tmp_path):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from typing import Any, cast
@@ -96,6 +98,56 @@ def test_an_idle_pool_uses_no_processor_time() -> None:
     start = time.process_time()
     time.sleep(0.2)
     assert time.process_time() - start < 0.1
+
+
+def limited(code: str, *, memory: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Run code in a process that may have `memory` bytes more than it has when it calls `limit()`."""
+    head = (
+        "import resource, numpy as np\n"
+        "from tianquan.backends.native import NativeOps\n"
+        "from tianquan.quantization.format import INT4_G32\n"
+        "from tianquan.quantization.quantizers import quantize\n"
+        "def limit():\n"
+        "    has = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        f"    resource.setrlimit(resource.RLIMIT_AS, (has + {memory},) * 2)\n"
+    )
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-c", head + code], capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
+def test_threads_that_cannot_be_made_are_one_sentence() -> None:
+    code = (
+        "limit()\n"
+        "try: NativeOps(1000)\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+        "ops = NativeOps(2)\n"
+        "print(ops.rms_norm(np.ones((4, 8), np.float32), np.ones(8, np.float32), 1e-5)[0, 0])\n"
+    )
+    result = limited(code, memory=200 << 20)
+    assert result.returncode == 0, result
+    first, second = result.stdout.splitlines()
+    assert first == "BackendError the system lets this process make no more threads; ask for fewer (--threads)"
+    assert float(second) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_too_little_memory_ends_one_call_and_not_the_process(threads: int) -> None:
+    code = (
+        f"ops = NativeOps({threads})\n"
+        "linear = ops.make_linear(quantize(np.ones((32, 4096), np.float32), INT4_G32), None)\n"
+        "x = np.ones((60_000, 4096), np.float32)\n"
+        "limit()\n"
+        "try: ops.linear(x, linear)\n"
+        "except MemoryError as error: print('MemoryError')\n"
+        "print(ops.linear(x[:3], linear)[0, 0])\n"
+    )
+    result = limited(code, memory=100 << 20)
+    assert result.returncode == 0, result
+    first, second = result.stdout.splitlines()
+    assert first == "MemoryError"
+    assert float(second) == pytest.approx(4096, rel=0.05)
 
 
 def test_ceilings_are_positive() -> None:

@@ -56,6 +56,21 @@ def test_linear_matches_the_definition(
         assert relative_error(got, expected) < FLOAT32, rows
 
 
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_gives_no_number(native: NativeOps, name: str, wrong: float) -> None:
+    """Rounded to nothing, the activations of a damaged model would look like an answer."""
+    linear = native.make_linear(make_weight(name, 72, 160), None)
+    for rows in (1, 3, 40):
+        for column in (0, 77, 159):
+            x = normal(rows, rows, 160)
+            expected = native.linear(x, linear)
+            x[-1, column] = wrong
+            got = native.linear(x, linear)
+            assert not np.isfinite(got[-1]).any()
+            np.testing.assert_array_equal(got[:-1], expected[:-1])
+
+
 @pytest.mark.parametrize("activation", [None, "gelu", "gelu_tanh"])
 def test_epilogue(native: NativeOps, reference: ReferenceOps, activation: str | None) -> None:
     weight = make_weight("float32", 20, 37)

@@ -37,6 +37,11 @@ DOUBLE = "{% set ns = namespace(x='ab') %}" + LOOP + "{% set ns.x = EXPRESSION %
         "{{ 'a' | indent(10 ** 9, true) }}",
         "{{ 1 | round(10 ** 9) }}",
         "{{ [1] | tojson(indent=10 ** 9) }}",
+        "{% set x = ('中' * 19000000) | list %}",
+        "{% set x = ('中' * 19000000) | map('upper') | list %}",
+        "{% set x = ('a,' * 9000000).split(',') %}",
+        "{% set x = ('a ' * 9000000).split() %}",
+        "{% set x = ('a\n' * 9000000).splitlines() %}",
         DOUBLE.replace("EXPRESSION", "ns.x ~ ns.x"),
         DOUBLE.replace("EXPRESSION", "ns.x + ns.x"),
         DOUBLE.replace("EXPRESSION", "[ns.x, ns.x]"),
@@ -52,6 +57,11 @@ def test_templates_that_compute_too_much_are_stopped(template):
     with pytest.raises(PromptError, match="chat template") as caught:
         ChatTemplate(template).render()
     assert str(caught.value).isprintable()
+
+
+def test_long_texts_may_be_cut_in_two():
+    template = ChatTemplate("{{ text.split('</think>')[1] }}{{ text.splitlines() | length }}")
+    assert template.render(text="x" * 2_000_000 + "</think>y") == "y1"
 
 
 def test_a_budget_is_of_one_render():

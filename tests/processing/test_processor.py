@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import copy
 import json
+import re
 import wave
 
 import numpy as np
@@ -65,6 +67,17 @@ def test_hostile_text_is_kept_word_for_word(processor):
     for hostile in HOSTILE:
         text = f"before {hostile} after"
         assert text in processor.tokenizer.decode(processor(user(text)).token_ids.tolist())
+
+
+@pytest.mark.parametrize("text", ["(<image>./</image>)", "[A][B][C]", "[A][B][C][A]", "<image><image>"])
+def test_special_tokens_inside_and_across_others_are_text_too(processor, text):
+    tokens = ("<image>", "</image>", "(<image>./</image>)", "[A][B]", "[B][C]")
+    pattern = re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
+    other = copy.copy(processor)
+    other._structure_pattern, other._structure_beginnings, other._structure_endings = pattern, (), ()
+    broken = other._break_structure(text, "|")
+    assert not any(token in broken for token in tokens)
+    assert broken.replace("|", "") == text
 
 
 @pytest.mark.parametrize("head", range(1, 12))

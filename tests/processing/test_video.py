@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -150,6 +152,44 @@ def test_the_sound_track_of_other_containers(load, container):
     assert len(waveform) == pytest.approx(32000, abs=3000)
 
 
+def with_sound(container, num_pictures, seconds, *, sound_from=0.0, pictures_from=0):
+    """A video of 10 frames a second whose tracks are not equally long."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as output:
+        pictures = moving(num_pictures)
+        height, width = pictures[0].shape[:2]
+        stream = output.add_stream("mpeg4" if container == "avi" else "libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        sound = output.add_stream("aac", rate=16000, layout="mono")
+        packets = []
+        for n, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = n + 10 * pictures_from, Fraction(1, 10)
+            packets += stream.encode(frame)
+        packets += stream.encode()
+        for start in range(0, int(16000 * seconds), 1024):
+            block = av.AudioFrame.from_ndarray(np.full((1, 1024), 900, np.int16), format="s16", layout="mono")
+            block.sample_rate, block.pts, block.time_base = 16000, start + int(16000 * sound_from), Fraction(1, 16000)
+            packets += sound.encode(block)
+        packets += sound.encode()
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            output.mux(packet)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("container", ["matroska", "avi", "mov", "mpegts"])
+def test_tracks_need_not_be_equally_long(load, container):
+    for num_pictures, seconds in ((60, 4.0), (40, 6.0)):
+        video = load(with_sound(container, num_pictures, seconds), with_sound=True)
+        assert len(video.waveforms[0]) == pytest.approx(16000 * seconds, abs=4000)
+        assert len(video.frames) > 2
+
+
+def test_tracks_may_begin_late(load):
+    assert load(with_sound("matroska", 60, 4.0, sound_from=2.0), with_sound=True).waveforms
+    assert len(load(with_sound("matroska", 60, 8.0, pictures_from=2)).frames) > 2
+
+
 def test_a_video_without_sound_is_refused_where_its_sound_is_wanted(load):
     with pytest.raises(MediaError, match="there is no sound in the file"):
         load(encode(moving(20)), with_sound=True)
@@ -216,8 +256,6 @@ def no_frames() -> bytes:
 
 
 def sound_only() -> bytes:
-    import av
-
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as output:
         stream = output.add_stream("aac", rate=16000, layout="mono")

@@ -6,6 +6,7 @@ attention of the audio encoder is the plain one that stores all scores, as in th
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from typing import Any
 
@@ -14,6 +15,13 @@ from tianquan.benchmark.synthetic import OFFICIAL_CONFIG
 from tianquan.errors import BackendError
 
 _DECODE_TOKENS = 8
+
+
+def require_transformers() -> None:
+    """Raise BackendError unless PyTorch and transformers are there: before hours are measured, not after."""
+    missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise BackendError(f"the baseline needs {' and '.join(missing)}, not installed here")
 
 
 def measure_transformers(threads: int, quick: bool, on_stage: OnStage) -> dict[str, Any]:

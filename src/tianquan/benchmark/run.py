@@ -90,7 +90,8 @@ def run_child(folder: Path, threads: int | None, inputs: str) -> dict[str, Any]:
     command = [sys.executable, "-m", module, str(folder), str(threads or 0), inputs]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
-        raise TianquanError(f"the measuring process failed: {result.stderr.strip().splitlines()[-1]}")
+        lines = result.stderr.strip().splitlines() or [f"it ended with {result.returncode}; too little memory?"]
+        raise TianquanError(f"the measuring process failed: {lines[-1]}")
     return json.loads(result.stdout)
 
 

@@ -160,12 +160,16 @@ class LoadClient:
 
     def __init__(self, plan: LoadPlan) -> None:
         self._plan = plan
-        parts = urlsplit(plan.url if "://" in plan.url else f"http://{plan.url}")
+        try:
+            parts = urlsplit(plan.url if "://" in plan.url else f"http://{plan.url}")
+            port = parts.port
+        except ValueError as error:
+            raise ParameterError(f"the URL must be http://HOST:PORT ({error})") from error
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ParameterError("the URL must be http://HOST:PORT")
         secure = parts.scheme == "https"
         self._connection = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        self._host, self._port = parts.hostname, parts.port
+        self._host, self._port = parts.hostname, port
         path = parts.path.rstrip("/")
         self._path = path if path.endswith("/v1") else f"{path}/v1"
         self._headers = {"Content-Type": "application/json"}

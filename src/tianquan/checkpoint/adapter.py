@@ -37,7 +37,13 @@ _SUPPORTED = {
     "modules_to_save": None,
     "rank_pattern": {},
     "alpha_pattern": {},
+    "layer_replication": None,
+    "trainable_token_indices": None,
+    "target_parameters": None,
+    "alora_invocation_tokens": None,
+    "use_qalora": False,
 }
+_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")  # that leave the base's weights as they were
 _DTYPES: dict[str, DenseFormat] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -60,6 +66,12 @@ class Adapter:
         for key, supported in _SUPPORTED.items():
             if key in settings and settings.optional(key) not in (supported, None):
                 raise CheckpointError(f"{folder / ADAPTER_CONFIG}: {key} is not supported; expected {supported!r}")
+        first = settings.optional("init_lora_weights") if "init_lora_weights" in settings else None
+        if first not in _INITIALISATIONS:
+            raise CheckpointError(
+                f"{folder / ADAPTER_CONFIG}: init_lora_weights {first!r} changed the weights under it; save it "
+                "with peft's path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
+            )
         rank, alpha = settings.integer("r"), settings.number("lora_alpha")
         scale = alpha / (rank**0.5 if settings.flag("use_rslora", False) else rank)
         tensors = _read_tensors(folder / ADAPTER_WEIGHTS)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from tianquan.checkpoint.loader import TensorFiles
 from tianquan.checkpoint.low_bit import COPIED_FILES
-from tianquan.checkpoint.names import StoredName, stored_name, stored_shape
+from tianquan.checkpoint.names import StoredName, is_ignored, stored_name, stored_shape
 from tianquan.checkpoint.new_folder import check_new_folder, new_folder
 from tianquan.checkpoint.plain_file import is_present
 from tianquan.checkpoint.safetensors_file import SafetensorsWriter
@@ -33,9 +33,13 @@ MAX_SHARD_BYTES = 4_000_000_000  # as the original has them: two shards of 4 GB
 _STORED_DTYPES: dict[DenseFormat, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
+# Of transformers' own loading, with the code that config.json names: copied, never run.
+_LOADERS_FILES = ("special_tokens_map.json", "added_tokens.json")
+
+
 def source_format(files: TensorFiles) -> DenseFormat:
     """Return the widest format of a checkpoint's tensors: what is written is not narrower than what was read."""
-    dtypes = {tensor.dtype for tensor in files.tensors.values()}
+    dtypes = {tensor.dtype for name, tensor in files.tensors.items() if not is_ignored(name)}
     if dtypes == {"BF16"}:
         return "bfloat16"
     return "float16" if dtypes == {"F16"} else "float32"
@@ -109,7 +113,7 @@ def save_dense(
     shapes = {name: shape for weight in needed_weights(config) for name, shape in weight.stored_shapes().items()}
     itemsize = 4 if format == "float32" else 2
     with new_folder(output, itemsize * sum(math.prod(shape) for shape in shapes.values())) as folder:
-        for name in COPIED_FILES:
+        for name in (*COPIED_FILES, *_LOADERS_FILES, *(path.name for path in sorted(source_folder.glob("*.py")))):
             if is_present(source_folder / name):
                 shutil.copyfile(source_folder / name, folder / name)
         _mark_format(folder / "config.json", format)

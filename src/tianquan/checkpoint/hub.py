@@ -65,7 +65,6 @@ def names_model(text: str) -> bool:
 
 def _download(hub_id: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     name, _, pinned = hub_id.partition("@")
     if pinned and revision is not None:
@@ -73,7 +72,7 @@ def _download(hub_id: str, revision: str | None) -> Path:
     revision = pinned or revision
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=_PATTERNS))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+    except Exception as error:  # its own, and those of whichever HTTP library it runs on
         raise CheckpointError(
             f"{hub_id}: no such folder here, and no download from the hub under that name ({type(error).__name__}); "
             "if it is a folder, check its path; if it is a hub id (owner/name), check the name and the network"

@@ -274,7 +274,7 @@ class CheckpointWeights(WeightReader):
             if isinstance(format, QuantFormat):
                 return self._ops.quantize(dense.to_float32(), format)
             cast = dense.cast(format)
-            if cast is not dense and not _is_finite(cast):
+            if cast is not dense and not is_finite(cast):
                 raise CheckpointError(f"tensor {stored.weight!r}: a value is beyond {format}; use --precision float32")
             return cast
         except (OverflowError, ValueError) as error:
@@ -284,7 +284,7 @@ class CheckpointWeights(WeightReader):
 
     def _dense(self, stored: str) -> DenseTensor:
         dense = self._files.dense(stored)
-        if not _is_finite(dense):
+        if not is_finite(dense):
             raise CheckpointError(f"tensor {stored!r} holds NaN or infinity; download or copy the checkpoint again")
         return dense
 
@@ -298,7 +298,8 @@ class CheckpointWeights(WeightReader):
         self._on_progress(component, done, self._files.component_bytes()[component])
 
 
-def _is_finite(tensor: DenseTensor) -> bool:
+def is_finite(tensor: DenseTensor) -> bool:
+    """Return whether a tensor has neither infinities nor NaN."""
     flat = tensor.data.reshape(-1)
     for start in range(0, flat.size, _FINITE_PIECE):
         piece = flat[start : start + _FINITE_PIECE]

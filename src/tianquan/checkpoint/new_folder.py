@@ -51,7 +51,7 @@ def new_folder(output: Path, size: int) -> Iterator[Path]:
     made: list[Path] = []
     try:
         _make_parents(output.parent, made)
-        _remove_stale(output)
+        remove_stale(output)
         free = shutil.disk_usage(output.parent).free
         if free < size:
             raise CheckpointError(
@@ -101,12 +101,17 @@ def _partial_prefix(output: Path) -> str:
     return f".{output.name}.partial-"
 
 
-def _remove_stale(output: Path) -> None:
+def remove_stale(output: Path) -> None:
+    """Remove what killed processes left of writing `output`: hidden files and folders of the name above."""
     pattern = re.compile(re.escape(_partial_prefix(output)) + r"(\d{1,9})-\w+")
     for path in output.parent.iterdir():
         match = pattern.fullmatch(path.name)
-        if match is not None and not _is_running(int(match[1])):
+        if match is None or _is_running(int(match[1])):
+            continue
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _is_running(pid: int) -> bool:

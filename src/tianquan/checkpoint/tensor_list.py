@@ -99,12 +99,12 @@ class WeightRecorder:
 
 
 def needed_weights(config: ModelConfig) -> list[NeededWeight]:
-    """Return every weight a model of this configuration asks for, in loading order."""
+    """Return every weight a model of this configuration asks for, in loading order, each once."""
     recorder = WeightRecorder()
     model = OmniModel(config, recorder, ReferenceOps())
     model.load_vision()
     model.load_audio()
-    return recorder.weights
+    return list({weight.name: weight for weight in reversed(recorder.weights)}.values())[::-1]
 
 
 def required_tensors(config: ModelConfig) -> Shapes:

@@ -12,6 +12,7 @@ import typer
 
 from tianquan.cli import options
 from tianquan.cli.output import check_writable, write_atomically
+from tianquan.errors import ParameterError
 
 app = typer.Typer(help="Measure on synthetic weights of the official size, or a running server.")
 
@@ -31,20 +32,27 @@ def bench(
 ) -> None:
     """Measure on synthetic weights of the official size; nothing is downloaded. `bench serve URL`: a running server."""
     if context.invoked_subcommand is not None:
+        sources = {name: context.get_parameter_source(name) for name in context.params}
+        given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+        if given:
+            raise ParameterError(f"{', '.join(given)}: of `bench` alone; `bench serve` has options of its own")
         return
     from rich.console import Console
 
     from tianquan.benchmark import baselines, report
     from tianquan.benchmark.measure import QUICK, Plan
     from tianquan.benchmark.run import run_benchmark
-    from tianquan.errors import ParameterError
     from tianquan.quantization.recipes import find_recipe
 
+    if plot and output is None:
+        raise ParameterError("a plot needs --output: where to write it")
     if baseline not in (None, "transformers"):
         raise ParameterError(f"unknown baseline {baseline!r}; expected transformers")
     chosen = find_recipe(recipe)
+    if baseline is not None:
+        baselines.require_transformers()
     if output is not None:
-        check_writable(output.with_suffix(".json"))
+        check_writable(_with_suffix(output, ".json"))
     console = Console(stderr=True, highlight=False)
     with console.status("") as status:
         result = run_benchmark(chosen, QUICK if quick else Plan(), threads, status.update)
@@ -53,11 +61,24 @@ def bench(
     result["command"] = "tianquan " + shlex.join(sys.argv[1:])
     markdown = report.to_markdown(result)
     if output is not None:
-        write_atomically(output.with_suffix(".json"), (json.dumps(result, indent=1) + "\n").encode())
-        write_atomically(output.with_suffix(".md"), markdown.encode())
+        write_atomically(_with_suffix(output, ".json"), (json.dumps(result, indent=1) + "\n").encode())
+        write_atomically(_with_suffix(output, ".md"), markdown.encode())
         if plot:
-            report.plot(result, output.with_suffix(".png"))
+            report.plot(result, _with_suffix(output, ".png"))
     print(json.dumps(result) if json_output else markdown)
+
+
+def _with_suffix(path: Path, suffix: str) -> Path:
+    """Return a path with a suffix behind its name, whatever dots are in it.
+
+    Raises:
+        ParameterError: it has no name.
+    """
+    if not path.name or path.name == "..":
+        raise ParameterError(
+            f"{path}: is a folder; name the files in it without their suffix, such as {path / 'bench'}"
+        )
+    return path.with_name(path.name + suffix)
 
 
 Pair = Annotated[tuple[int, int], typer.Option(help="Least and most, drawn evenly.")]
@@ -85,7 +106,6 @@ def serve(
 ) -> None:
     """Put load on a running server with OpenAI's routes and report what its clients see."""
     from tianquan.benchmark.serve_load import LoadPlan, run_load, to_markdown
-    from tianquan.errors import ParameterError
 
     key = None
     if api_key_file is not None:

@@ -25,13 +25,14 @@ def info(
     """Show a model's sizes, parameters per component, formats, and the memory its weights will take."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     report = collect(model, precision, backend, device, threads, revision)
     if json_output:
         print(json.dumps(report))
         return
-    console = Console(highlight=False)
-    table = Table(title=report["model"], title_justify="left")
+    console = Console(highlight=False, markup=False)
+    table = Table(title=Text(report["model"]), title_justify="left")
     for column in ("component", "parameters", "in the files", "formats", "in memory"):
         table.add_column(column, justify="left" if column in ("component", "formats") else "right")
     for name, part in report["components"].items():

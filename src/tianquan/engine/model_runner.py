@@ -78,18 +78,21 @@ class ModelRunner:
         Returns:
             Whether all of them are there.
         """
-        wanted = []
+        wanted: list[int] = []
+        is_all = True
         for n in media.missing(start, stop):
+            if max_units is not None and len(wanted) == max_units:  # the rest is looked up when its turn comes
+                is_all = False
+                break
             known = self.encoder_cache.find(self._key(media, media.prompt.spans[n]))
             if known is None:
                 wanted.append(n)
             else:
                 media.rows[n] = known
-        now = wanted if max_units is None else wanted[:max_units]
         spans = media.prompt.spans
-        self._encode_slices(media, [n for n in now if spans[n].kind == "image"])
-        self._encode_clips(media, [n for n in now if spans[n].kind == "audio"])
-        return len(now) == len(wanted)
+        self._encode_slices(media, [n for n in wanted if spans[n].kind == "image"])
+        self._encode_clips(media, [n for n in wanted if spans[n].kind == "audio"])
+        return is_all
 
     def _key(self, media: MediaFeatures, span: FeatureSpan) -> EncoderKey:
         if span.kind == "audio":
@@ -126,7 +129,9 @@ class ModelRunner:
         began = time.perf_counter()
         prompt, spans = media.prompt, media.prompt.spans
         by_key = {self._key(media, spans[n]): prompt.audios[spans[n].index] for n in numbers}
-        features = dict(zip(by_key, self.model.encode_audios(list(by_key.values())), strict=True))
+        encoded = self.model.encode_audios(list(by_key.values()))
+        # copies, as of slices: views would keep the features of the whole call
+        features = {key: self.model.ops.concatenate([rows]) for key, rows in zip(by_key, encoded, strict=True)}
         for key, rows in features.items():
             self.encoder_cache.add(key, rows)
         for n in numbers:

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tianquan.backends.ops import Ops
-from tianquan.checkpoint.loader import Checkpoint, TensorFiles
+from tianquan.checkpoint.loader import Checkpoint, TensorFiles, is_finite
 from tianquan.checkpoint.low_bit import COPIED_FILES
 from tianquan.checkpoint.names import is_ignored, stored_name
 from tianquan.checkpoint.new_folder import check_new_folder, new_folder
@@ -87,7 +87,10 @@ def save_compressed_tensors(
         _say_how(folder / "config.json", format)
         with SafetensorsWriter(folder / "model.safetensors", entries) as writer:
             for name in entries.keys() & files.tensors.keys():
-                writer.write(name, files.dense(name).data)
+                dense = files.dense(name)
+                if not is_finite(dense):
+                    raise CheckpointError(f"{checkpoint.folder}: {name} has infinite or NaN values; download it again")
+                writer.write(name, dense.data)
             for done, (name, weight) in enumerate(matrices.items(), 1):
                 quantized = weights.weight(weight.name, weight.shape[1], weight.shape[0])
                 assert isinstance(quantized, QuantizedTensor)

@@ -29,7 +29,7 @@ import numpy.typing as npt
 from tianquan.backends import make_ops
 from tianquan.checkpoint.dense_folder import ReadWeights
 from tianquan.checkpoint.loader import Checkpoint, TensorFiles
-from tianquan.checkpoint.new_folder import format_bytes
+from tianquan.checkpoint.new_folder import format_bytes, remove_stale
 from tianquan.checkpoint.tensor_list import NeededWeight, needed_weights
 from tianquan.config import LanguageConfig
 from tianquan.errors import CheckpointError
@@ -115,7 +115,12 @@ def save_gguf(checkpoint: Checkpoint, type: GgufType, output: Path, on_progress:
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
             for done, tensor in enumerate(tensors, 1):
-                writer.write_tensor_data(gguf.quants.quantize(_values(reader, tensor.weight, config), tensor.type))
+                values = _values(reader, tensor.weight, config)
+                if tensor.type != gguf.GGMLQuantizationType.F32 and not np.abs(values).max() <= _LARGEST_HALF:
+                    raise CheckpointError(
+                        f"{tensor.weight.name}: has values beyond {_LARGEST_HALF:g}, which no half precision holds"
+                    )
+                writer.write_tensor_data(gguf.quants.quantize(values, tensor.type))
                 on_progress(done, len(tensors))
 
 
@@ -199,13 +204,17 @@ def _add_vocabulary(writer: Any, vocabulary: GgufVocabulary) -> None:
     writer.add_chat_template(vocabulary.chat_template)
 
 
+_LARGEST_HALF = 65504.0  # also of the scales of low-bit blocks
+
+
 @contextmanager
 def _new_file(output: Path, size: int) -> Iterator[Path]:
     """Give a path to write to, and rename it to `output` at the end; after an error nothing is left."""
     if output.exists() or output.is_symlink():
         raise CheckpointError(f"{output}: exists already; name a new file")
-    temporary = output.with_name(f".{output.name}.partial-{os.getpid()}")
+    temporary = output.with_name(f".{output.name}.partial-{os.getpid()}-0")
     try:
+        remove_stale(output)
         free = shutil.disk_usage(output.parent).free
         if free < size:
             raise CheckpointError(f"{output.parent}: {format_bytes(free)} free, {format_bytes(size)} needed")

@@ -27,6 +27,7 @@ _SPLITS = {
     _SPLIT.replace("DIGITS", r"\p{N}{1,3}"): "llama-bpe",
 }
 _BYTE_LEVEL_ALONE = "gpt-2"
+_IGNORES_MERGES = frozenset({"llama-bpe"})  # a word of the vocabulary is one token there, whatever the merges say
 _TURN_END, _TEXT_END = "<|turn_end|>", "<|eos|>"
 
 
@@ -63,6 +64,13 @@ def read_vocabulary(checkpoint: Checkpoint) -> GgufVocabulary:
         raise CheckpointError(f"{label}: has a normalizer, which llama.cpp does not run; expected none")
     if model.get("type") != "BPE" or model.get("byte_fallback") or model.get("dropout"):
         raise CheckpointError(f"{label}: is no plain byte-level BPE; llama.cpp needs one")
+    pre = _pre_name(definition.get("pre_tokenizer"), label)
+    ignores = bool(model.get("ignore_merges"))
+    if ignores != (pre in _IGNORES_MERGES):
+        raise CheckpointError(
+            f"{label}: has ignore_merges {str(ignores).lower()}; llama.cpp's {pre} means "
+            f"{str(not ignores).lower()}, and would make other tokens"
+        )
     size = checkpoint.config.language.vocab_size
     tokens = [f"[UNUSED{id}]" for id in range(size)]
     types = [int(gguf.TokenType.UNUSED)] * size
@@ -76,7 +84,7 @@ def read_vocabulary(checkpoint: Checkpoint) -> GgufVocabulary:
     tokenizer = checkpoint.processor.tokenizer
     end = tokenizer.special_token_id(_TURN_END)
     return GgufVocabulary(
-        pre=_pre_name(definition.get("pre_tokenizer"), label),
+        pre=pre,
         tokens=tokens,
         types=types,
         merges=[merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]],

@@ -29,29 +29,36 @@ Isa = Literal["avx512_vnni", "avx2", "scalar"]
 ISAS: tuple[Isa, ...] = get_args(Isa)  # the fastest first
 
 _LIBRARY_NAME = "_kernels.so"
-_ABI_VERSION = 1
+_ABI_VERSION = 2
 _REINSTALL = "reinstall with a C++17 compiler available: pip install --force-reinstall --no-deps tianquan"
 
+_NO_MEMORY, _NO_THREADS = 1, 2
+
 Float32 = npt.NDArray[np.float32]
+
+
+class _STATUS(c_int32):
+    """What most functions return: whether they could do it."""
+
 
 _P, _I32, _I64 = c_void_p, c_int32, c_int64
 _SIGNATURES: Mapping[str, tuple[Any, tuple[Any, ...]]] = {
     "tq_abi_version": (c_int32, ()),
     "tq_struct_sizes": (None, (_P,)),
-    "tq_open": (c_void_p, (c_char_p, _I32)),
+    "tq_open": (_STATUS, (c_char_p, _I32, _P)),
     "tq_close": (None, (_P,)),
-    "tq_matmul": (None, (_P, _P, _P, _I64, _P, _I64, _I64)),
-    "tq_embedding": (None, (_P, _P, _P, _I64, _P)),
-    "tq_rms_norm": (None, (_P, _P, _I64, _P, c_float, _P, _I64, _I64)),
-    "tq_layer_norm": (None, (_P, _P, _I64, _P, _P, c_float, _P, _I64, _I64)),
-    "tq_rope": (None, (_P, _P, _I64, _P, _P, _P, _I64, _I64, _I64, _I64)),
-    "tq_swiglu": (None, (_P, _P, _I64, _P, _I64, _P, _I64, _I64)),
-    "tq_attention": (None, (_P, _P)),
-    "tq_cached_attention": (None, (_P, _P)),
-    "tq_decode": (None, (_P, _P)),
-    "tq_quantize": (None, (_P, _P)),
-    "tq_fma_gflop_s": (c_double, (_P,)),
-    "tq_read_gb_s": (c_double, (_P, _P, c_uint64)),
+    "tq_matmul": (_STATUS, (_P, _P, _P, _I64, _P, _I64, _I64)),
+    "tq_embedding": (_STATUS, (_P, _P, _P, _I64, _P)),
+    "tq_rms_norm": (_STATUS, (_P, _P, _I64, _P, c_float, _P, _I64, _I64)),
+    "tq_layer_norm": (_STATUS, (_P, _P, _I64, _P, _P, c_float, _P, _I64, _I64)),
+    "tq_rope": (_STATUS, (_P, _P, _I64, _P, _P, _P, _I64, _I64, _I64, _I64)),
+    "tq_swiglu": (_STATUS, (_P, _P, _I64, _P, _I64, _P, _I64, _I64)),
+    "tq_attention": (_STATUS, (_P, _P)),
+    "tq_cached_attention": (_STATUS, (_P, _P)),
+    "tq_decode": (_STATUS, (_P, _P)),
+    "tq_quantize": (_STATUS, (_P, _P)),
+    "tq_fma_gflop_s": (_STATUS, (_P, _P)),
+    "tq_read_gb_s": (_STATUS, (_P, _P, c_uint64, _P)),
 }
 
 
@@ -68,6 +75,14 @@ def library_path() -> Path:
     raise BackendError(f"the native kernels ({_LIBRARY_NAME}) were not built; {_REINSTALL}")
 
 
+def _check(status: Any, function: Any, _: Any) -> None:
+    """Raise what a status says; the numbers are those of `csrc/api.cpp`."""
+    if status.value == _NO_MEMORY:
+        raise MemoryError(f"{function.__name__}: too little memory for its working space")
+    if status.value == _NO_THREADS:
+        raise BackendError("the system lets this process make no more threads; ask for fewer (--threads)")
+
+
 @cache
 def _load() -> ctypes.CDLL:
     path = library_path()
@@ -76,6 +91,8 @@ def _load() -> ctypes.CDLL:
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(library, name)
             function.restype, function.argtypes = result, arguments
+            if result is _STATUS:
+                function.errcheck = _check
     except (OSError, AttributeError) as error:
         raise BackendError(f"cannot load the native kernels {path} ({error}); {_REINSTALL}") from None
     sizes = (c_int64 * len(structs.STRUCTS))()
@@ -138,13 +155,14 @@ class KernelLibrary:
             raise BackendError(f"got {self.threads} threads, expected 1 to 1024")
         wanted = isa or default_isa()
         for candidate in (wanted,) if wanted else ISAS:
-            handle = self._library.tq_open(candidate.encode(), self.threads)
+            handle = c_void_p()
+            self._library.tq_open(candidate.encode(), self.threads, byref(handle))
             if handle:
                 self.isa: Isa = candidate
                 break
         else:
             raise BackendError(f"this machine or build has no {wanted} kernels; choose another TIANQUAN_ISA")
-        self._handle = c_void_p(handle)
+        self._handle = handle
         weakref.finalize(self, self._library.tq_close, self._handle)
 
     def matmul(
@@ -238,7 +256,9 @@ class KernelLibrary:
 
     def measure_fma_gflop_s(self) -> float:
         """Return the float32 multiply-add peak of the pool in GFLOP/s; takes a fraction of a second."""
-        return float(self._library.tq_fma_gflop_s(self._handle))
+        result = c_double()
+        self._library.tq_fma_gflop_s(self._handle, byref(result))
+        return result.value
 
     def measure_read_gb_s(self, data: npt.NDArray[np.uint8]) -> float:
         """Return the read bandwidth of the pool in GB/s over `data`, the best of three passes.
@@ -246,4 +266,6 @@ class KernelLibrary:
         Args:
             data: bytes that were written to, many times as many as the caches hold.
         """
-        return float(self._library.tq_read_gb_s(self._handle, pointer(data), data.nbytes))
+        result = c_double()
+        self._library.tq_read_gb_s(self._handle, pointer(data), data.nbytes, byref(result))
+        return result.value

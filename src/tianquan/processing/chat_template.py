@@ -38,11 +38,15 @@ MAX_ARGUMENT = 100_000  # integers given to functions: widths, counts, digits
 MAX_INT_BITS = 4_096
 
 _FILTERS = (
-    *("abs", "attr", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float"),
+    *("abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float"),
     *("format", "groupby", "indent", "int", "items", "join", "last", "length", "list", "lower", "map", "max"),
     *("min", "reject", "rejectattr", "replace", "reverse", "round", "safe", "select", "selectattr", "sort"),
     *("string", "title", "trim", "truncate", "unique", "upper", "wordcount"),
 )
+_READS_EACH = frozenset(
+    ("list", "sort", "unique", "map", "select", "reject", "groupby", "min", "max", "join", "reverse")
+)
+_LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 _GLOBALS = ("cycler", "dict", "joiner", "namespace", "range")
 _WIDE_FORMAT = re.compile(r"\d{4}|\*|\{[^{}]*\{")  # a width of thousands, or one taken from an argument
 
@@ -163,6 +167,18 @@ def _check_replace(text: Any, old: Any, new: Any, *_: Any) -> None:
 def _check_join(separator: Any, values: list[Any]) -> None:
     _weight(values)
     _require_len(sum(map(_text_len, values)) + len(values) * len(separator))
+
+
+def _num_pieces(owner: str | bytes, name: str, args: tuple[Any, ...]) -> int:
+    """Return the most pieces a method cuts a string into."""
+    if name not in ("split", "rsplit", "splitlines"):
+        return 0
+    marks: list[Any] = [mark if isinstance(owner, str) else mark.encode() for mark in _LINE_ENDS]
+    if name != "splitlines":
+        if not args or not isinstance(args[0], type(owner)):  # at white space
+            return len(owner) // 2 + 1
+        marks = [args[0]] if args[0] else []
+    return 1 + sum(owner.count(mark) for mark in marks)
 
 
 def _check_method(owner: str | bytes, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -328,6 +344,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         _check_arguments(args, kwargs)
         owner = getattr(obj, "__self__", None)
         if isinstance(owner, str | bytes):
+            self.spend(_num_pieces(owner, getattr(obj, "__name__", ""), args))
             args = _check_method(owner, getattr(obj, "__name__", ""), args)
         return self.charged(super().call(context, obj, *args, **kwargs))
 
@@ -347,6 +364,8 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def _bounded_input(self, name: str, value: Any, options: list[Any], kwargs: Mapping[str, Any]) -> Any:
         """Bound what a filter makes before it runs; return its input, an iterator read."""
+        if name in _READS_EACH and isinstance(value, str | bytes):
+            self.spend(len(value))
         if name in ("string", "trim", "lower", "upper", "title", "capitalize", "e", "escape", "tojson", "replace"):
             indent = kwargs.get("indent", options[1] if name == "tojson" and len(options) > 1 else 0)
             _require_len(_text_len(value, indent if isinstance(indent, int) else len(indent or "")))

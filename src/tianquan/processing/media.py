@@ -77,6 +77,7 @@ _DEMUXERS = {
     "audio/aac": "aac",
     "audio/webm": "matroska",
 }
+_LENGTH_OF_FILE = frozenset({"audio/webm", "video/avi"})  # that state one length, the longest track's
 _VIDEO_DEMUXERS = {"video/mp2t": "mpegts", "video/avi": "avi"}  # opened for a video's sound track only
 _PCM_SAMPLES = ("s16le", "s16be", "s24le", "s24be", "s32le", "s32be", "f32le", "f32be", "f64le", "f64be")
 _FLOAT_PCM = tuple(f"pcm_{samples}" for samples in _PCM_SAMPLES if samples.startswith("f"))
@@ -330,6 +331,7 @@ class _Decoding:
 
     samples: bytearray = field(default_factory=bytearray)  # s16; grows in place: an hour is 115 MB
     stated_seconds: float | None = None
+    end: float = 0.0  # seconds; of the last packet of any track, where the length is that of the longest
     num_packets: int = 0
     num_seconds: float = 0.0  # of sound that these packets gave
     num_bytes: int = 0  # of all packets
@@ -348,7 +350,8 @@ def _decode(opened: OpenedMedium, max_samples: int, of_video: bool) -> _Decoding
         metadata_errors="replace",  # tags are not read, and many are not in the UTF-8 they should be in
     ) as container:
         stream = _sound_stream(container, opened.label, of_video)
-        for block in mono_blocks(_decoded_frames(opened, container, stream, decoding), "s16"):
+        every_track = of_video and opened.kind in _LENGTH_OF_FILE
+        for block in mono_blocks(_decoded_frames(opened, container, stream, decoding, every_track), "s16"):
             decoding.samples += block.tobytes()
             if len(decoding.samples) > 2 * max_samples:
                 raise MediaError(
@@ -379,7 +382,7 @@ def _check_damage(opened: OpenedMedium, decoding: _Decoding) -> None:
         if is_bare and decoding.num_bytes < (1 - MAX_DAMAGED_SHARE) * opened.size:
             raise MediaError(_undecodable(opened))
         return
-    seconds = len(decoding.samples) / 2 / SAMPLE_RATE
+    seconds = max(len(decoding.samples) / 2 / SAMPLE_RATE, decoding.end)
     if decoding.damaged_end or seconds < stated - max(MAX_LOST_SECONDS, MAX_LOST_SHARE * stated):
         raise MediaError(
             f"{opened.label}: only {seconds:.2f} s of the stated {stated:.2f} s can be decoded; "
@@ -422,10 +425,14 @@ def _stated_seconds(opened: OpenedMedium, container: InputContainer, stream: Aud
 
 
 def _decoded_frames(
-    opened: OpenedMedium, container: InputContainer, stream: AudioStream, decoding: _Decoding
+    opened: OpenedMedium, container: InputContainer, stream: AudioStream, decoding: _Decoding, every_track: bool
 ) -> Iterator[av.AudioFrame]:
-    """Yield the stream's frames, skipping and counting packets that do not decode."""
-    for packet in container.demux(stream):
+    """Yield the stream's frames, skipping and counting packets that do not decode; note where the other tracks end."""
+    for packet in container.demux() if every_track else container.demux(stream):
+        if every_track and packet.pts is not None and packet.time_base is not None:
+            decoding.end = max(decoding.end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.stream is not stream:
+            continue
         decoding.num_packets += 1
         decoding.num_bytes += packet.size
         if decoding.num_packets > MAX_PACKETS_BEFORE_SOUND + MAX_PACKETS_PER_SECOND * decoding.num_seconds:

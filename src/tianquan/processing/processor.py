@@ -160,7 +160,8 @@ class Processor:
 
     def _break_structure(self, text: str, breaker: str) -> str:
         """Put `breaker` inside every special string that text spells or could complete at its ends."""
-        text = self._structure_pattern.sub(lambda match: match.group()[0] + breaker + match.group()[1:], text)
+        while self._structure_pattern.search(text):  # again for what lay inside of one, or began in it
+            text = self._structure_pattern.sub(lambda match: match.group()[0] + breaker + match.group()[1:], text)
         if text.endswith(self._structure_beginnings):
             text += breaker
         if text.startswith(self._structure_endings):

@@ -85,7 +85,7 @@ class Tokenizer:
     @property
     def max_token_id(self) -> int:
         """The largest token id, special ones included."""
-        return max(self._bpe.get_vocab().values())
+        return max(self._bpe.get_vocab().values(), default=-1)
 
     def encode_text(self, text: str) -> list[int]:
         """Return the ids of plain text.

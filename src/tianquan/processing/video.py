@@ -131,7 +131,7 @@ def read_frames(
         ) as container:
             reader = _Reader(container, opened.label, policy, settings, max_pixels, on_progress)
             yield from reader.frames(chooser(reader.stated_seconds))
-            reader.check_end()
+            reader.check_end(opened.kind)
     except (av.FFmpegError, ValueError, RuntimeError) as error:
         raise MediaError(_UNUSABLE.format(opened.label)) from error
 
@@ -308,8 +308,8 @@ class _Reader:
         pixels: npt.NDArray[np.uint8] = np.ascontiguousarray(np.rot90(scaled.to_ndarray(), turns))
         return pixels
 
-    def check_end(self) -> None:
-        """Raise MediaError where too little came out of the file."""
+    def check_end(self, kind: str) -> None:
+        """Raise MediaError where too little came out of a file of some kind."""
         state, stated = self._state, self.stated_seconds
         if state.first_time is None:
             raise MediaError(f"{self._label}: not one frame of the video can be decoded; save or download it again")
@@ -318,7 +318,8 @@ class _Reader:
                 f"{self._label}: {state.num_damaged} of {state.num_packets} packets of the video are damaged; "
                 "save or download it again"
             )
-        seconds = (state.end or 0.0) - state.first_time
+        start = 0.0 if kind == "audio/webm" else state.first_time  # Matroska states the end, not the length
+        seconds = (state.end or 0.0) - start
         if stated is not None and seconds < stated - max(MAX_LOST_SECONDS, MAX_LOST_SHARE * stated):
             raise MediaError(
                 f"{self._label}: the video ends after {seconds:.1f} s of the stated {stated:.1f} s; "

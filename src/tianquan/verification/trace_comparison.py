@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from tianquan.checkpoint import Checkpoint
 from tianquan.checkpoint.loader import TensorFiles
+from tianquan.checkpoint.names import is_ignored
 from tianquan.checkpoint.safetensors_file import SafetensorsFile
 from tianquan.llm import Trace
 from tianquan.quantization.dense import DenseFormat, DenseTensor
@@ -62,7 +63,7 @@ def stored_recipe(checkpoint: Checkpoint) -> Recipe:
     """Return the recipe that keeps a checkpoint's weights as they are stored, and computes in float32 throughout."""
     if not isinstance(checkpoint.files, TensorFiles):
         return checkpoint.files.recipe
-    dtypes = {tensor.dtype for tensor in checkpoint.files.tensors.values()}
+    dtypes = {tensor.dtype for name, tensor in checkpoint.files.tensors.items() if not is_ignored(name)}
     format = _DENSE[dtypes.pop()] if len(dtypes) == 1 else "float32"
     return Recipe(f"{format} as stored", (("*", format),), "float32")
 

@@ -33,7 +33,8 @@ TIANQUAN_INLINE int32_t pack_halves(int32_t low, int32_t high) {
   return static_cast<int32_t>(static_cast<uint32_t>(high) << 16 | (static_cast<uint32_t>(low) & 0xFFFF));
 }
 
-// Quantize groups of `group` values (a multiple of 32) of one row; values past `channels` count as zero.
+// Quantize groups of `group` values (a multiple of 32) of one row; values past `channels` count as zero. A
+// group with an infinity or NaN has the scale NaN: what is multiplied with it must not look like numbers.
 TIANQUAN_INLINE void quantize_row(const float* x, int64_t channels, const QuantizedRows& rows, int64_t row,
                                   int64_t group) {
   uint8_t* codes = rows.codes + row * rows.padded;
@@ -48,9 +49,17 @@ TIANQUAN_INLINE void quantize_row(const float* x, int64_t channels, const Quanti
       std::memcpy(padded, from, static_cast<size_t>(count) * sizeof(float));
       from = padded;
     }
-    F8 largest = splat(0);
-    for (int64_t i = 0; i < group; i += 8) largest = max(largest, absolute(load(from + i)));
-    const float peak = horizontal_max(largest);
+    F8 largest = splat(0), zeros = splat(0);  // max() passes over NaN
+    for (int64_t i = 0; i < group; i += 8) {
+      const F8 value = load(from + i);
+      largest = max(largest, absolute(value));
+      zeros += value * splat(0);
+    }
+    const float peak = horizontal_max(largest), zero = horizontal_sum(zeros);
+    if (!(zero == 0)) {
+      std::memset(padded, 0, sizeof padded);
+      from = padded;
+    }
     const F8 inverse = splat(peak > 1e-30f ? steps / peak : 0.0f);
     I8 total = splat_int(0);
     for (int64_t i = 0; i < group; i += 32) {
@@ -61,7 +70,7 @@ TIANQUAN_INLINE void quantize_row(const float* x, int64_t channels, const Quanti
       }
       store_32_bytes(codes + begin + i, code, rows.bias);
     }
-    rows.scales[row * rows.groups + g] = peak > 1e-30f ? peak / steps : 0.0f;
+    rows.scales[row * rows.groups + g] = (peak > 1e-30f ? peak / steps : 0.0f) + zero;
     total += __builtin_shuffle(total, I8{1, 0, 3, 2, 5, 4, 7, 6});
     total += __builtin_shuffle(total, I8{4, 5, 6, 7, 0, 1, 2, 3});
     const int32_t low = total[0], high = total[2];  // channels 0 and 1 of each quad; 2 and 3

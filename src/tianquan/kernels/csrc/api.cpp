@@ -2,10 +2,15 @@
 //
 // A handle may be used from several threads: calls wait for each other. After a fork the child has no worker
 // threads, so its first call makes a new pool and leaves the parent's untouched.
+//
+// No exception leaves this file, since what calls it is not C++: each function returns a status.
 
 #include <unistd.h>
 
+#include <memory>
 #include <mutex>
+#include <new>
+#include <system_error>
 
 #include "kernels.h"
 
@@ -40,6 +45,29 @@ class Locked {
   std::unique_lock<std::mutex> lock_;
 };
 
+// What a call ended with; `kernels/library.py` has the same numbers.
+enum Status : int32_t { kOk = 0, kNoMemory = 1, kNoThreads = 2 };
+
+template <typename Work>
+int32_t guarded(const Work& work) {
+  try {
+    work();
+    return kOk;
+  } catch (const std::bad_alloc&) {
+    return kNoMemory;
+  } catch (const std::system_error&) {  // of std::thread, and nothing else here
+    return kNoThreads;
+  }
+}
+
+template <typename Work>
+int32_t with_session(void* handle, const Work& work) {
+  return guarded([&] {
+    Locked session(handle);
+    work(session);
+  });
+}
+
 }  // namespace
 }  // namespace tianquan
 
@@ -47,7 +75,7 @@ using namespace tianquan;
 
 #define TIANQUAN_EXPORT extern "C" __attribute__((visibility("default")))
 
-TIANQUAN_EXPORT int32_t tq_abi_version() { return 1; }
+TIANQUAN_EXPORT int32_t tq_abi_version() { return 2; }
 
 // The sizes Python compares with its own structs before it passes any.
 TIANQUAN_EXPORT void tq_struct_sizes(int64_t* sizes) {
@@ -63,11 +91,16 @@ TIANQUAN_EXPORT void tq_struct_sizes(int64_t* sizes) {
   for (size_t size : all) *sizes++ = static_cast<int64_t>(size);
 }
 
-// An instruction set by its name; null when this build or this processor lacks it.
-TIANQUAN_EXPORT void* tq_open(const char* isa, int32_t num_threads) {
-  const Kernels* kernels = find_kernels(isa);
-  if (!kernels) return nullptr;
-  return new Handle{kernels, num_threads, new Session(num_threads)};
+// An instruction set by its name; *handle is null when this build or this processor lacks it.
+TIANQUAN_EXPORT int32_t tq_open(const char* isa, int32_t num_threads, void** handle) {
+  *handle = nullptr;
+  return guarded([&] {
+    const Kernels* kernels = find_kernels(isa);
+    if (!kernels) return;
+    auto session = std::make_unique<Session>(num_threads);
+    *handle = new Handle{kernels, num_threads, session.get()};
+    session.release();
+  });
 }
 
 TIANQUAN_EXPORT void tq_close(void* handle) {
@@ -76,70 +109,72 @@ TIANQUAN_EXPORT void tq_close(void* handle) {
   delete h;
 }
 
-TIANQUAN_EXPORT void tq_matmul(void* handle, const Matrix* matrices, const Output* outputs, int64_t count,
-                               const float* x, int64_t x_stride, int64_t rows) {
-  Locked session(handle);
-  session->matmul(session.runtime(), matrices, outputs, count, x, x_stride, rows);
+TIANQUAN_EXPORT int32_t tq_matmul(void* handle, const Matrix* matrices, const Output* outputs, int64_t count,
+                                  const float* x, int64_t x_stride, int64_t rows) {
+  return with_session(handle, [&](Locked& session) {
+    session->matmul(session.runtime(), matrices, outputs, count, x, x_stride, rows);
+  });
 }
 
-TIANQUAN_EXPORT void tq_embedding(void* handle, const Matrix* table, const int64_t* rows, int64_t count,
-                                  float* out) {
-  Locked session(handle);
-  session->embedding(session.runtime(), *table, rows, count, out);
+TIANQUAN_EXPORT int32_t tq_embedding(void* handle, const Matrix* table, const int64_t* rows, int64_t count,
+                                     float* out) {
+  return with_session(
+      handle, [&](Locked& session) { session->embedding(session.runtime(), *table, rows, count, out); });
 }
 
-TIANQUAN_EXPORT void tq_rms_norm(void* handle, const float* x, int64_t stride, const float* weight, float eps,
-                                 float* out, int64_t rows, int64_t channels) {
-  Locked session(handle);
-  session->rms_norm(session.runtime(), x, stride, weight, eps, out, rows, channels);
+TIANQUAN_EXPORT int32_t tq_rms_norm(void* handle, const float* x, int64_t stride, const float* weight,
+                                    float eps, float* out, int64_t rows, int64_t channels) {
+  return with_session(handle, [&](Locked& session) {
+    session->rms_norm(session.runtime(), x, stride, weight, eps, out, rows, channels);
+  });
 }
 
-TIANQUAN_EXPORT void tq_layer_norm(void* handle, const float* x, int64_t stride, const float* weight,
-                                   const float* bias, float eps, float* out, int64_t rows, int64_t channels) {
-  Locked session(handle);
-  session->layer_norm(session.runtime(), x, stride, weight, bias, eps, out, rows, channels);
+TIANQUAN_EXPORT int32_t tq_layer_norm(void* handle, const float* x, int64_t stride, const float* weight,
+                                      const float* bias, float eps, float* out, int64_t rows,
+                                      int64_t channels) {
+  return with_session(handle, [&](Locked& session) {
+    session->layer_norm(session.runtime(), x, stride, weight, bias, eps, out, rows, channels);
+  });
 }
 
-TIANQUAN_EXPORT void tq_rope(void* handle, const float* x, int64_t stride, const int32_t* positions,
-                             const float* inverse_frequencies, float* out, int64_t out_stride, int64_t rows,
-                             int64_t heads, int64_t head_dim) {
-  Locked session(handle);
-  session->rope(session.runtime(), x, stride, positions, inverse_frequencies, out, out_stride, rows, heads,
-                head_dim);
+TIANQUAN_EXPORT int32_t tq_rope(void* handle, const float* x, int64_t stride, const int32_t* positions,
+                                const float* inverse_frequencies, float* out, int64_t out_stride,
+                                int64_t rows, int64_t heads, int64_t head_dim) {
+  return with_session(handle, [&](Locked& session) {
+    session->rope(session.runtime(), x, stride, positions, inverse_frequencies, out, out_stride, rows, heads,
+                  head_dim);
+  });
 }
 
-TIANQUAN_EXPORT void tq_swiglu(void* handle, const float* gate, int64_t gate_stride, const float* up,
-                               int64_t up_stride, float* out, int64_t rows, int64_t channels) {
-  Locked session(handle);
-  session->swiglu(session.runtime(), gate, gate_stride, up, up_stride, out, rows, channels);
+TIANQUAN_EXPORT int32_t tq_swiglu(void* handle, const float* gate, int64_t gate_stride, const float* up,
+                                  int64_t up_stride, float* out, int64_t rows, int64_t channels) {
+  return with_session(handle, [&](Locked& session) {
+    session->swiglu(session.runtime(), gate, gate_stride, up, up_stride, out, rows, channels);
+  });
 }
 
-TIANQUAN_EXPORT void tq_attention(void* handle, const AttentionArguments* arguments) {
-  Locked session(handle);
-  session->attention(session.runtime(), *arguments);
+TIANQUAN_EXPORT int32_t tq_attention(void* handle, const AttentionArguments* arguments) {
+  return with_session(handle, [&](Locked& session) { session->attention(session.runtime(), *arguments); });
 }
 
-TIANQUAN_EXPORT void tq_cached_attention(void* handle, const CachedAttentionArguments* arguments) {
-  Locked session(handle);
-  session->cached_attention(session.runtime(), *arguments);
+TIANQUAN_EXPORT int32_t tq_cached_attention(void* handle, const CachedAttentionArguments* arguments) {
+  return with_session(handle,
+                      [&](Locked& session) { session->cached_attention(session.runtime(), *arguments); });
 }
 
-TIANQUAN_EXPORT void tq_decode(void* handle, const DecoderArguments* arguments) {
-  Locked session(handle);
-  session->decode(session.runtime(), *arguments);
+TIANQUAN_EXPORT int32_t tq_decode(void* handle, const DecoderArguments* arguments) {
+  return with_session(handle, [&](Locked& session) { session->decode(session.runtime(), *arguments); });
 }
 
-TIANQUAN_EXPORT void tq_quantize(void* handle, const QuantizeArguments* arguments) {
-  Locked session(handle);
-  session->quantize(session.runtime(), *arguments);
+TIANQUAN_EXPORT int32_t tq_quantize(void* handle, const QuantizeArguments* arguments) {
+  return with_session(handle, [&](Locked& session) { session->quantize(session.runtime(), *arguments); });
 }
 
-TIANQUAN_EXPORT double tq_fma_gflop_s(void* handle) {
-  Locked session(handle);
-  return session->fma_gflop_s(session.runtime());
+TIANQUAN_EXPORT int32_t tq_fma_gflop_s(void* handle, double* result) {
+  return with_session(handle, [&](Locked& session) { *result = session->fma_gflop_s(session.runtime()); });
 }
 
-TIANQUAN_EXPORT double tq_read_gb_s(void* handle, const void* data, uint64_t bytes) {
-  Locked session(handle);
-  return session->read_gb_s(session.runtime(), data, bytes);
+TIANQUAN_EXPORT int32_t tq_read_gb_s(void* handle, const void* data, uint64_t bytes, double* result) {
+  return with_session(handle,
+                      [&](Locked& session) { *result = session->read_gb_s(session.runtime(), data, bytes); });
 }

@@ -87,11 +87,19 @@ TIANQUAN_INLINE void store_cache_row(const float* x, int64_t head_dim, Format fo
     }
     return;
   }
-  F8 largest = splat(0);
-  for (int64_t c = 0; c < head_dim; c += 8) largest = max(largest, absolute(load_row(x, c, head_dim)));
-  const float peak = horizontal_max(largest);
+  F8 largest = splat(0), zeros = splat(0);  // max() passes over NaN
+  for (int64_t c = 0; c < head_dim; c += 8) {
+    const F8 value = load_row(x, c, head_dim);
+    largest = max(largest, absolute(value));
+    zeros += value * splat(0);
+  }
+  const float peak = horizontal_max(largest), zero = horizontal_sum(zeros);
   const float inverse = peak > 1e-30f ? 127.0f / peak : 0.0f;
-  *scale = peak > 1e-30f ? peak / 127.0f : 0.0f;
+  *scale = (peak > 1e-30f ? peak / 127.0f : 0.0f) + zero;
+  if (!(zero == 0)) {
+    std::memset(to, 0, static_cast<size_t>(head_dim));
+    return;
+  }
   for (int64_t c = 0; c < head_dim; c += 8) {
     int8_t codes[8];
     store_bytes(codes, round_to_int(load_row(x, c, head_dim) * splat(inverse)), 0);

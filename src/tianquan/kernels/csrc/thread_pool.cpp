@@ -1,6 +1,7 @@
 #include "thread_pool.h"
 
 #include <chrono>
+#include <new>
 
 namespace tianquan {
 namespace {
@@ -19,12 +20,19 @@ constexpr uint64_t kUnclaimed = 0xFFFFFFFF;  // the lower half of a ticket
 }  // namespace
 
 ThreadPool::ThreadPool(int num_threads) : num_threads_(num_threads) {
-  for (int thread = 1; thread < num_threads; ++thread) {
-    workers_.emplace_back(&ThreadPool::work, this, thread);
+  try {
+    for (int thread = 1; thread < num_threads; ++thread) {
+      workers_.emplace_back(&ThreadPool::work, this, thread);
+    }
+  } catch (...) {  // no more threads may be made: those that were must not outlive this
+    stop();
+    throw;
   }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stop_.store(true);
@@ -42,6 +50,7 @@ void ThreadPool::run(int64_t num_chunks, Body body, void* argument) {
   argument_ = argument;
   num_chunks_ = num_chunks;
   num_done_.store(0, std::memory_order_relaxed);
+  lacks_memory_.store(false, std::memory_order_relaxed);
   const uint64_t job = (ticket_.load(std::memory_order_relaxed) >> 32) + 1;
   ticket_.store(job << 32 | static_cast<uint64_t>(num_chunks), std::memory_order_seq_cst);
   {
@@ -59,6 +68,7 @@ void ThreadPool::run(int64_t num_chunks, Body body, void* argument) {
       std::this_thread::yield();  // more threads than processors: let the worker run
     }
   }
+  if (lacks_memory_.load(std::memory_order_relaxed)) throw std::bad_alloc();
 }
 
 bool ThreadPool::try_chunk(int thread) {
@@ -67,7 +77,11 @@ bool ThreadPool::try_chunk(int thread) {
     if ((ticket & kUnclaimed) == 0) return false;
   } while (!ticket_.compare_exchange_weak(ticket, ticket - 1, std::memory_order_acq_rel,
                                           std::memory_order_acquire));
-  body_(argument_, num_chunks_ - static_cast<int64_t>(ticket & kUnclaimed), thread);
+  try {
+    body_(argument_, num_chunks_ - static_cast<int64_t>(ticket & kUnclaimed), thread);
+  } catch (const std::bad_alloc&) {  // run() throws it again, when nobody works on the job any more
+    lacks_memory_.store(true, std::memory_order_relaxed);
+  }
   num_done_.fetch_add(1, std::memory_order_release);
   return true;
 }

@@ -18,7 +18,7 @@ class ThreadPool {
  public:
   using Body = void (*)(void* argument, int64_t chunk, int thread);
 
-  explicit ThreadPool(int num_threads);
+  explicit ThreadPool(int num_threads);  // throws std::system_error where so many cannot be made
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
@@ -26,10 +26,11 @@ class ThreadPool {
   int num_threads() const { return num_threads_; }
 
   // Run body(argument, chunk, thread) for every chunk in [0, num_chunks) and return when all are done.
-  // Called by one thread at a time (the context's mutex sees to it).
+  // Called by one thread at a time (the context's mutex sees to it). Throws std::bad_alloc if a body did.
   void run(int64_t num_chunks, Body body, void* argument);
 
  private:
+  void stop();
   void work(int thread);
   bool try_chunk(int thread);
 
@@ -47,6 +48,7 @@ class ThreadPool {
   // from a job it knows nothing about; and the caller waits for claimed chunks only, never for such a worker.
   alignas(64) std::atomic<uint64_t> ticket_{0};
   alignas(64) std::atomic<int64_t> num_done_{0};
+  std::atomic<bool> lacks_memory_{false};  // a chunk of the current job
   std::mutex mutex_;
   std::condition_variable wake_;
   int num_sleeping_ = 0;  // guarded by mutex_

@@ -444,6 +444,7 @@ def _decoded_frames(
             decoding.damaged_end = True
             continue
         for frame in frames:
+            assert isinstance(frame, av.AudioFrame)
             decoding.damaged_end = False
             if not MIN_SOURCE_RATE <= frame.sample_rate <= MAX_SOURCE_RATE:
                 raise MediaError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from embedded_model.first_stages import FIRST_STAGES
 from embedded_model.later_stages import LATER_STAGES
 
-SHIPPED = "hold"  # the stage whose weights the package has
+SHIPPED = "level"  # the stage whose weights the package has
 STAGES = FIRST_STAGES | LATER_STAGES  # in the order they were trained in
 
 

@@ -52,7 +52,7 @@ from tianquan.training.plan import TrainingPlan
 from tianquan.training.records import Record
 from tianquan.training.rounded_weights import round_weights
 from tianquan.training.state import load_state, saved_states
-from tianquan.training.trainer import Steps, Trainer
+from tianquan.training.trainer import Steps, Trainer, end_processes
 
 PREFIX = "tree."  # of the model's weights among an objective's parameters
 HEADS = "heads."  # of the dense heads' among them
@@ -277,8 +277,7 @@ def main() -> None:
             num_workers=arguments.workers,
         )
         print(f"{name}: {done} steps done")
-    PartialState().wait_for_everyone()  # one that leaves while another saves aborts
-    PartialState().destroy_process_group()
+    end_processes()
 
 
 if __name__ == "__main__":

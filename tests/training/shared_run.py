@@ -10,7 +10,7 @@ import numpy as np
 from accelerate import PartialState
 from test_trainer import PLAN, Regression, weights
 
-from tianquan.training.trainer import Trainer
+from tianquan.training.trainer import Trainer, end_processes
 
 
 class Share:
@@ -28,10 +28,8 @@ def main() -> None:
     objective = Regression()
     objective.dropout.p = 0.0
     Trainer(objective, Share(), replace(PLAN, num_steps=5), folder, log_interval=1).train()
-    processes = PartialState()
-    np.save(folder / f"weights-{processes.process_index}.npy", weights(objective))
-    processes.wait_for_everyone()  # one that leaves while another saves aborts
-    processes.destroy_process_group()
+    np.save(folder / f"weights-{PartialState().process_index}.npy", weights(objective))
+    end_processes()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ matrices there is much that one thread does alone.
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import signal
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
 from accelerate.utils import gather_object
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
@@ -138,6 +139,7 @@ class Trainer(Generic[Item]):
                         self._save()
                 self._save()
         finally:
+            self._accelerator.free_memory()  # what shares gradients holds on to the group of processes
             if log is not None:
                 log.close()
         if was_interrupted:
@@ -274,6 +276,18 @@ class Trainer(Generic[Item]):
             return
         scaler = self._scaler.state_dict()
         save_state(self._run, self.step, self.plan, self._parameters, self._optimizers, scaler)
+
+
+def end_processes() -> None:
+    """Leave the group of processes; the last thing each of them does with it.
+
+    One that leaves while another saves makes that one abort, and a group that is still held when the interpreter is
+    taken apart aborts by itself: its threads run on.
+    """
+    processes = PartialState()
+    processes.wait_for_everyone()
+    gc.collect()
+    processes.destroy_process_group()
 
 
 class _FinishedStep(NamedTuple):

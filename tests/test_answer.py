@@ -118,7 +118,7 @@ def test_an_engine_that_cannot_be_started_anew_is_told_to_every_caller(checkpoin
     monkeypatch.setattr(engine._scheduler, "schedule", lambda *_: 1 / 0)
     monkeypatch.setattr(engine, "started_anew", lambda: 1 / 0)
     for _ in range(2):
-        with pytest.raises(ModelError, match="the engine failed"):
+        with pytest.raises(ModelError, match="could not be started anew"):
             llm.chat(MESSAGES, sampling=LONG)
     monkeypatch.setattr(engine._scheduler, "schedule", schedule)
     assert llm.chat(MESSAGES, sampling=LONG).text

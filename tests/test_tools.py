@@ -145,6 +145,17 @@ POINT = {"type": "object", "properties": {"x": {"type": "integer"}}, "required":
             {"next": {"n": 1}, "n": 1},
             {"next": {"n": 2}, "n": 1},
         ),
+        (
+            {
+                "type": "object",
+                "properties": {"default": {"$ref": "#/$defs/Point"}, "$ref": {"type": "integer"}},
+                "required": ["default", "$ref"],
+                "additionalProperties": False,
+                "$defs": {"Point": POINT},
+            },
+            {"default": {"x": 1}, "$ref": 3},
+            {"default": {"x": "one"}, "$ref": 3},
+        ),
         ({"$ref": "#/definitions/Point", "definitions": {"Point": POINT}}, {"x": 1}, {}),
         ({}, {"anything": [1]}, [1]),
     ],

@@ -161,11 +161,13 @@ class EngineDriver:
         with self._thread.lock:
             entries = list(self._listeners.values())
             self._listeners.clear()
+            message = "the engine failed and was started anew; the log tells why"
             try:
                 self.engine = self.engine.started_anew()
             except Exception:  # it keeps what it had; what is asked next tries again
                 logger.exception("the engine cannot be started anew")
-        self._tell(entries, "the engine failed and was started anew; the log tells why", error)
+                message = "the engine failed and could not be started anew; the log tells why"
+        self._tell(entries, message, error)
 
     def give_up(self, error: BaseException) -> None:
         """End every request, with the engine as it is: nothing steps it any more."""

@@ -29,6 +29,7 @@ _NO_ENDLESS_SPACE = {"x-guidance": {"whitespace_pattern": r"\n? {0,8}"}}
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")
 _VALUES = frozenset({"const", "enum", "default", "examples"})  # of a schema: what looks like one there is none
+_NAMED = frozenset({"properties", "patternProperties", "dependentSchemas", "$defs", "definitions"})
 _CALL_START = re.compile(r"<tool_call>\s*")
 _CALL_END = re.compile(r"\s*</tool_call>")
 
@@ -137,7 +138,12 @@ def _moved(schema: Any, root: str) -> Any:
         return [_moved(item, root) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    moved = {key: value if key in _VALUES else _moved(value, root) for key, value in schema.items()}
+    moved = {}
+    for key, value in schema.items():
+        if key in _NAMED and isinstance(value, dict):  # its keys are names, whatever they look like
+            moved[key] = {name: _moved(named, root) for name, named in value.items()}
+        else:
+            moved[key] = value if key in _VALUES else _moved(value, root)
     reference = moved.get("$ref")
     if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
         moved["$ref"] = root + reference[1:]

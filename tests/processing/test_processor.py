@@ -6,6 +6,7 @@ import base64
 import copy
 import json
 import re
+import shutil
 import wave
 
 import numpy as np
@@ -78,6 +79,21 @@ def test_special_tokens_inside_and_across_others_are_text_too(processor, text):
     broken = other._break_structure(text, "|")
     assert not any(token in broken for token in tokens)
     assert broken.replace("|", "") == text
+
+
+@pytest.mark.parametrize("token", ["好", "a\ue000", "a\ue000b"])
+def test_odd_special_tokens_hang_nothing(checkpoint_folder, tmp_path, token):
+    """One of one character, which nothing can be put inside of, and ones with what would be put inside."""
+    folder = tmp_path / "model"
+    shutil.copytree(checkpoint_folder, folder)
+    definition = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    added = definition["added_tokens"]
+    added.append({**added[-1], "id": max(one["id"] for one in added) + 1, "content": token, "special": True})
+    edit_json(folder / "tokenizer.json", added_tokens=added)
+    processor = open_checkpoint(folder).processor
+    text, breaker = processor.render_messages(user(f"x{token}y ab"))
+    assert breaker not in token
+    assert text.replace(breaker, "").count(f"x{token}y ab") == 1
 
 
 @pytest.mark.parametrize("head", range(1, 12))

@@ -90,7 +90,8 @@ class Processor:
         structure = sorted({*tokenizer.special_tokens, IMAGE_MARK, AUDIO_MARK}, key=len, reverse=True)
         self._structure_beginnings = tuple({token[:n] for token in structure for n in range(1, len(token))})
         self._structure_endings = tuple({token[n:] for token in structure for n in range(1, len(token))})
-        self._structure_pattern = re.compile("|".join(map(re.escape, structure)))
+        # Nothing can be put inside of one character; such a token is not kept from texts.
+        self._structure_pattern = re.compile("|".join(re.escape(token) for token in structure if len(token) > 1))
 
     def __call__(
         self,
@@ -130,7 +131,8 @@ class Processor:
         Raises:
             PromptError: the template refuses the conversation or fails.
         """
-        breaker = _unused_character([self._template.source, *(turn.text for turn in turns if turn.text)])
+        texts = [turn.text for turn in turns if turn.text]
+        breaker = _unused_character([self._template.source, *self.tokenizer.special_tokens, *texts])
         content = [self._template_message(turn, breaker) for turn in turns]
         text = self._template.render(
             messages=content,

@@ -1,9 +1,10 @@
 """What the resampler's queries are to tell: the things in a slice, each in one cell of a coarse grid.
 
 A thing belongs to the cell its middle lies in. How near a border that is cannot be seen to the pixel, and whether both
-cells claim it or none does is worse than which of the two has it: near a border it belongs to the cell that tells it
-best already, so that a model is only asked to agree with itself. All patches of a thing are to name its cell, too: what
-they have agreed on before the queries look is one answer for both.
+cells claim it or none does is worse than which of the two has it: near a border it belongs to the cell that its patches
+name already or, where they are undecided, that tells it best, so that a model is only asked to agree with itself. All
+patches of a thing are to name its cell: what they have agreed on before the queries look is one answer for both. Of two
+objects in a cell one belongs to an empty cell beside it, if there is one near.
 
 Legend: Q cells, row by row; K classes.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -21,7 +23,8 @@ import numpy.typing as npt
 from embedded_model.label_map import Classes, Thing
 
 BORDER = 0.2  # of a cell: as near to it, a thing may belong to either side
-OWN = 0.05  # by which the cell that has its middle is preferred
+SHARED_BORDER = 0.35  # the same for objects that would share a cell
+VOTES = 4.0  # how much more the patches say than the cells
 
 Likely = npt.NDArray[np.float32]  # (Q, K) of a head, what it holds for likely
 
@@ -53,17 +56,35 @@ def places(
         likely: of each head of the cells; None: a thing belongs where its middle is.
         votes: (things, Q), how surely the patches of a thing hold it for each cell's.
     """
-    cells = []
-    for n, thing in enumerate(things):
-        own, near = int(thing.y) * side + int(thing.x), _near_cells(thing, side)
-        if likely is None or len(near) == 1:
-            cells.append(own)
-            continue
-        told = {cell: _told(thing, cell, likely) + (OWN if cell == own else 0) for cell in near}
-        if votes is not None:
-            told = {cell: sure + float(votes[n, cell]) for cell, sure in told.items()}
-        cells.append(max(near, key=told.__getitem__))
+    if likely is None:
+        return [int(thing.y) * side + int(thing.x) for thing in things]
+    fits = [_fits(thing, side, likely, None if votes is None else votes[n]) for n, thing in enumerate(things)]
+    cells = [
+        max(_near_cells(thing, side, BORDER), key=fit.__getitem__) for thing, fit in zip(things, fits, strict=True)
+    ]
+    objects = [n for n, thing in enumerate(things) if not thing.character]
+    while moves := list(_moves(objects, cells, fits)):
+        _, n, cell = max(moves)
+        cells[n] = cell
     return cells
+
+
+def _fits(thing: Thing, side: int, likely: Sequence[Likely], votes: Likely | None) -> dict[int, float]:
+    """Return how well a thing fits in each of the cells it may belong to."""
+    return {
+        cell: _told(thing, cell, likely) + (0 if votes is None else VOTES * float(votes[cell])) - away
+        for cell, away in _near_cells(thing, side, SHARED_BORDER).items()
+    }
+
+
+def _moves(
+    objects: Sequence[int], cells: Sequence[int], fits: Sequence[dict[int, float]]
+) -> Iterator[tuple[float, int, int]]:
+    """Yield what an object that shares its cell gains in an empty one, the object and that cell."""
+    held = Counter(cells[n] for n in objects)
+    for n in objects:
+        if held[cells[n]] > 1:
+            yield from ((fit - fits[n][cells[n]], n, cell) for cell, fit in fits[n].items() if not held[cell])
 
 
 def cell_labels(things: Sequence[Thing], side: int, cells: Sequence[int] | None = None) -> CellLabels:
@@ -92,15 +113,16 @@ def _put(labels: CellLabels, cell: int, slots: tuple[int, ...], value: int) -> N
             return
 
 
-def _near_cells(thing: Thing, side: int) -> list[int]:
-    """Return the cells a thing may belong to."""
-    return [row * side + col for row, col in itertools.product(_near(thing.y, side), _near(thing.x, side))]
+def _near_cells(thing: Thing, side: int, border: float) -> dict[int, float]:
+    """Return the cells a thing may belong to, and how far outside of each its middle is."""
+    near = itertools.product(_near(thing.y, side, border), _near(thing.x, side, border))
+    return {row * side + col: math.hypot(down, across) for (row, down), (col, across) in near}
 
 
-def _near(place: float, side: int) -> Iterator[int]:
-    """Yield the rows or columns that are as near as `BORDER`."""
-    first, last = math.floor(place - BORDER), math.floor(place + BORDER)
-    return (n for n in range(first, last + 1) if 0 <= n < side)
+def _near(place: float, side: int, border: float) -> Iterator[tuple[int, float]]:
+    """Yield the rows or columns that are as near as `border`, and how far away they are."""
+    first, last = math.floor(place - border), math.floor(place + border)
+    return ((n, max(n - place, place - n - 1, 0.0)) for n in range(first, last + 1) if 0 <= n < side)
 
 
 def _told(thing: Thing, cell: int, likely: Sequence[Likely]) -> float:

@@ -5,11 +5,12 @@ The lengths are those of the runs that were made; a stage with a constant rate e
 
 from __future__ import annotations
 
+from embedded_model.deeper_stages import DEEPER_STAGES
 from embedded_model.first_stages import FIRST_STAGES
 from embedded_model.later_stages import LATER_STAGES
 
 SHIPPED = "level"  # the stage whose weights the package has
-STAGES = FIRST_STAGES | LATER_STAGES  # in the order they were trained in
+STAGES = FIRST_STAGES | LATER_STAGES | DEEPER_STAGES  # in the order they were trained in
 
 
 def stages_before(name: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The dense target of a picture: what covers the centre of each patch.
+"""The dense target of a picture: what covers the centre of each patch, or has its middle there and covers no centre.
 
 A map holds one index per pixel and, per index, the classes. It is sampled for any patch grid, because the
 processor resizes and slices a picture before the model cuts it into 14x14 patches.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -70,7 +71,7 @@ class LabelMap:
         return PatchLabels(shape, colour, character, centre)
 
     def owners(self, rows: int, cols: int, things: Sequence[Thing], box: Box | None = None) -> Classes:
-        """Return which of the things covers the centre of each patch, (rows, cols): 1 + its number.
+        """Return which of the things each patch shows, (rows, cols): 1 + its number.
 
         0 is background, -1 what is not among the things: its middle is outside the box.
         """
@@ -86,12 +87,23 @@ class LabelMap:
         return self.shapes, self.colours, self.characters
 
     def _at_patches(self, rows: int, cols: int, box: Box) -> npt.NDArray[np.uint8]:
-        """Return the index under the centre of each patch, (rows, cols)."""
+        """Return the index of what each patch shows, (rows, cols)."""
         height, width = self.index.shape
         left, top, right, bottom = box
         y = np.clip((top + (np.arange(rows) + 0.5) * (bottom - top) / rows).astype(np.int64), 0, height - 1)
         x = np.clip((left + (np.arange(cols) + 0.5) * (right - left) / cols).astype(np.int64), 0, width - 1)
-        return self.index[y[:, None], x[None]]
+        shown = self.index[y[:, None], x[None]]
+        under_centres = set(shown.ravel().tolist())
+        for middle_x, middle_y, n in self._middles():
+            row = math.floor((middle_y - top) / (bottom - top) * rows)
+            col = math.floor((middle_x - left) / (right - left) * cols)
+            if n not in under_centres and 0 <= row < rows and 0 <= col < cols and shown[row, col] == 0:
+                shown[row, col] = n
+        return shown
+
+    def _middles(self) -> list[tuple[float, float, int]]:
+        """Return the middle (x, y; pixels) and the index of each object or character."""
+        return [(x, y, n) for n, (x, y) in enumerate(self.centres, 1)] + self._characters
 
     def things(self, side: int, box: Box | None = None) -> tuple[Thing, ...]:
         """Return what has its middle in `box`: objects from left to right, then characters in the order they are read.
@@ -106,9 +118,10 @@ class LabelMap:
 
         objects = sorted(enumerate(self.centres, 1), key=lambda item: item[1])
         found = [Thing(*place(x, y), self.shapes[n], self.colours[n], entry=n) for n, (x, y) in objects]
-        found += [Thing(*place(x, y), character=self.characters[n], entry=n) for x, y, n in self._characters()]
+        found += [Thing(*place(x, y), character=self.characters[n], entry=n) for x, y, n in self._characters]
         return tuple(thing for thing in found if 0 <= thing.x < side and 0 <= thing.y < side)
 
+    @cached_property
     def _characters(self) -> list[tuple[float, float, int]]:
         """Return the middle (x, y; pixels) and the index of each character, in the order they are read."""
         if len(self.characters) == 1:

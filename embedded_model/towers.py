@@ -53,7 +53,7 @@ GRIDS = (
 ZOOMS = (1.0, 1.0, 1.0, 1.5, 2.0)  # how much larger than the slice a picture is drawn
 CROPPED = 0.5  # share of the pictures drawn at twice the size that are seen through a quarter, as slices are
 BACKGROUND_WEIGHT = 0.15  # most patches are background; 1 for the others
-OWNER_WEIGHT = 0.5  # of the cell a patch's thing belongs to, beside the mean of the patch's other heads
+OWNER_WEIGHT = 1.0  # of the cell a patch's thing belongs to, beside the mean of the patch's other heads
 COUNT_TOLERANCE = 0.5  # up to which a sum that is not the number costs less
 SILENCE_WEIGHT = 0.5
 

@@ -34,7 +34,7 @@ from embedded_model.samples import Sample, SampleStream
 from embedded_model.stage import Stage
 from embedded_model.tasks import RELATION_TASKS, SHEET_TASKS
 from embedded_model.towers import DenseHeads, DenseObjective, DenseSteps
-from embedded_model.word_targets import count_names, place_names, size_names
+from embedded_model.word_targets import count_heard_names, count_names, place_names, size_names
 from tianquan.backends.torch import TorchOps
 from tianquan.checkpoint import Checkpoint, open_checkpoint
 from tianquan.checkpoint.dense_folder import save_dense
@@ -96,7 +96,8 @@ def with_other_targets(example: Example, sample: Sample, tokenizer: Tokenizer) -
     if len(scenes) > 1:
         return tell_pictures(example, scenes, tokenizer)
     tell = {**dict.fromkeys(RELATION_TASKS, place_names), "compare": size_names}.get(sample.task, count_names)
-    return tell(example, scenes[0], tokenizer)
+    example = tell(example, scenes[0], tokenizer)
+    return count_heard_names(example, scenes[0], sample.sounds, tokenizer) if sample.sounds else example
 
 
 def load_tree(folder: Path) -> tuple[Checkpoint, OmniModel, ModuleTree]:

@@ -8,19 +8,24 @@ sizes it named a third thing.
 
 from __future__ import annotations
 
+import bisect
 import itertools
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from embedded_model import colours, shapes
 from embedded_model.pictures import Object, Scene
+from embedded_model.speech import FRAME_SAMPLES
+from embedded_model.studio import Sound
 from tianquan.processing.tokenizer import Tokenizer
 from tianquan.training.examples import Example
 
 SPECIAL = b"\n"  # what stands in the text for a special token
 EIGHTHS = 8  # of a picture's width or height: half a cell of the resampler's
 TENTHS = 10  # of a picture's shorter side: a thing's size is the root of its area
+TOKEN_SAMPLES = 2 * FRAME_SAMPLES  # of an audio token
 ANY_SHAPE = ("shapes", "objects", "things", "图形", "物体")
 
 
@@ -44,7 +49,9 @@ def _any_of(words: dict[str, str]) -> str:
     return "|".join(rf"\b{word}\b" if word.isascii() else word for word in ordered)
 
 
+Told = tuple[int, list[str]]  # behind which character of a text, one token each
 SHAPES, COLOURS = _names()
+DIRECTION = re.compile("(?P<across>左边|右边)|上面|上方|下面|下方")  # in Chinese it follows both names
 NAME = re.compile(
     rf"(?P<colour>{_any_of(COLOURS)})(?:\s+|的)?(?P<both>{_any_of(SHAPES)})?|(?P<shape>{_any_of(SHAPES)})",
     re.IGNORECASE,
@@ -82,24 +89,66 @@ def names_in(text: str) -> Iterator[Named]:
 
 def count_names(example: Example, scene: Scene, tokenizer: Tokenizer) -> Example:
     """Return an example that also predicts, behind each name in a question about its one picture, their number."""
-    return _tell_behind_names(example, tokenizer, lambda named: [str(named.count(scene))])
+    return _tell_in_questions(
+        example, tokenizer, lambda text: ((named.end, [str(named.count(scene))]) for named in names_in(text))
+    )
+
+
+def count_heard_names(example: Example, scene: Scene, sounds: Sequence[Sound], tokenizer: Tokenizer) -> Example:
+    """Return an example that also predicts, where a name in a spoken question has been said, their number.
+
+    Args:
+        example: of a conversation about one picture.
+        scene: the picture's.
+        sounds: the conversation's clips.
+        tokenizer: the model's.
+    """
+    mask, targets = example.loss_mask.copy(), example.targets.copy()
+    clips = (span for span in example.prompt.spans if span.kind == "audio")
+    for span, sound in zip(clips, sounds, strict=True):
+        for named, moment in _names_heard(sound):
+            heard = math.ceil(moment / TOKEN_SAMPLES)  # tokens, behind the one that begins a clip
+            at = span.start + min(1 + heard, span.length)
+            mask[at] = True
+            (targets[at],) = tokenizer.encode_text(str(named.count(scene)))
+    return replace(example, loss_mask=mask, other_targets=targets)
+
+
+def _names_heard(sound: Sound) -> Iterator[tuple[Named, int]]:
+    """Yield what a clip names and the sample at which it has been said."""
+    text, ends, at = sound.clip.phrase.text.lower(), [], 0
+    for word in sound.words:
+        at = text.index(word.token, at) + len(word.token)
+        ends.append(at)
+    for named in names_in(text):
+        yield named, sound.words[bisect.bisect_left(ends, named.end)].end
 
 
 def place_names(example: Example, scene: Scene, tokenizer: Tokenizer) -> Example:
     """Return an example that also predicts, behind each name, where what it names is.
 
-    In eighths of the picture: from the left and, a token later, from the top. Of what is not there, or more than once,
+    In eighths of the picture: from the left and, a token later, from the top. Behind a direction that follows two names
+    it predicts how far along it the first is and, a token later, the second. Of what is not there, or more than once,
     nothing is predicted.
     """
 
-    def place(named: Named) -> list[str]:
+    def place(named: Named) -> tuple[str, str] | None:
         things = named.things(scene)
         if len(things) != 1:
-            return []
-        shares = (things[0].x / scene.size[0], things[0].y / scene.size[1])
-        return [str(min(EIGHTHS - 1, int(EIGHTHS * share))) for share in shares]
+            return None
+        x, y = (int(EIGHTHS * at / side) for at, side in zip((things[0].x, things[0].y), scene.size, strict=True))
+        return str(min(EIGHTHS - 1, x)), str(min(EIGHTHS - 1, y))
 
-    return _tell_behind_names(example, tokenizer, place)
+    def tell(text: str) -> Iterator[Told]:
+        told = [(named.end, place(named)) for named in names_in(text)]
+        yield from ((end, list(at)) for end, at in told if at is not None)
+        for direction in DIRECTION.finditer(text):
+            of_two = [at for end, at in told if end <= direction.start()][-2:]
+            axis = 0 if direction["across"] else 1
+            if len(of_two) == 2:
+                yield direction.end(), [at[axis] for at in of_two if at is not None]
+
+    return _tell_in_questions(example, tokenizer, tell)
 
 
 def size_names(example: Example, scene: Scene, tokenizer: Tokenizer) -> Example:
@@ -111,11 +160,11 @@ def size_names(example: Example, scene: Scene, tokenizer: Tokenizer) -> Example:
             return []
         return [str(min(TENTHS - 1, int(TENTHS * things[0].area ** 0.5 / min(scene.size))))]
 
-    return _tell_behind_names(example, tokenizer, size)
+    return _tell_in_questions(example, tokenizer, lambda text: ((named.end, size(named)) for named in names_in(text)))
 
 
-def _tell_behind_names(example: Example, tokenizer: Tokenizer, tell: Callable[[Named], list[str]]) -> Example:
-    """Return an example that also predicts one-token texts in the places behind each name that are free."""
+def _tell_in_questions(example: Example, tokenizer: Tokenizer, tell: Callable[[str], Iterable[Told]]) -> Example:
+    """Return an example that also predicts one-token texts in free places of its questions."""
     mask, targets = example.loss_mask.copy(), example.targets.copy()
     first = example.prompt.spans[0].start + example.prompt.spans[0].length
     for start, stop in _questions(example, first):
@@ -123,13 +172,13 @@ def _tell_behind_names(example: Example, tokenizer: Tokenizer, tell: Callable[[N
         pieces = [tokenizer.token_bytes(token) or SPECIAL for token in tokens]
         ends = list(itertools.accumulate(map(len, pieces)))
         text = b"".join(pieces).decode("utf-8", errors="replace")
-        for named in names_in(text):
-            end = len(text[: named.end].encode())
+        for behind, words in tell(text):
+            end = len(text[:behind].encode())
             place = start + 1 + next(n for n, piece_end in enumerate(ends) if piece_end >= end)
-            for at, told in enumerate(tell(named), place):
-                if at < len(mask) and not example.loss_mask[at]:  # of names that end in one token, the last
+            for at, word in enumerate(words, place):
+                if at < len(mask) and not example.loss_mask[at]:  # of words for one place, the last
                     mask[at] = True
-                    (targets[at],) = tokenizer.encode_text(told)
+                    (targets[at],) = tokenizer.encode_text(word)
     return replace(example, loss_mask=mask, other_targets=targets)
 
 

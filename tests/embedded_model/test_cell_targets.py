@@ -64,6 +64,19 @@ def test_patches_have_a_say():
     assert places([thing._replace(x=1.5)], SIDE, told, votes) == [1]  # the middle is out of doubt
 
 
+def test_of_two_in_a_cell_one_goes_to_an_empty_one_that_is_near():
+    near, far = Thing(1.75, 0.5, shape=3, colour=4), Thing(1.45, 0.5, shape=5, colour=4)
+    assert places([near, far], SIDE, likely()) == [2, 1]
+    assert places([near._replace(x=1.6), far], SIDE, likely()) == [1, 1]  # there is none near
+    assert places([near, far, Thing(2.5, 0.5, shape=1, colour=1)], SIDE, likely()) == [1, 1, 2]  # not an empty one
+    votes = np.zeros((2, SIDE * SIDE), np.float32)
+    votes[0, 1] = votes[1, 1] = 0.5
+    assert places([near, far._replace(x=1.3)], SIDE, likely(), votes) == [2, 1]  # the nearer border
+    votes[1, 0] = 0.4
+    assert places([near, far._replace(x=1.25)], SIDE, likely(), votes) == [1, 0]  # patches are ready to go
+    assert places([Thing(1.75, 0.5, character=3), Thing(1.45, 0.5, character=4)], SIDE, likely()) == [1, 1]
+
+
 def test_what_is_more_than_a_cell_holds_is_left_out():
     things = [Thing(0.5, 0.5, shape=n, colour=n) for n in (1, 2, 3)]
     things += [Thing(0.5, 0.5, character=n) for n in (1, 2, 3, 4, 5)]

@@ -123,6 +123,18 @@ def test_patches_know_whose_they_are():
     assert LabelMap(index=index * 0).owners(2, 2, ()).tolist() == [[0, 0], [0, 0]]
 
 
+def test_what_covers_no_centre_has_the_patch_of_its_middle():
+    index = np.zeros((40, 40), np.uint8)
+    index[16:24, 16:24], index[4:7, 4:7] = 1, 2
+    labels = LabelMap(index=index, shapes=(0, 1, 2), colours=(0, 5, 6), centres=((20.0, 20.0), (5.5, 5.5)))
+    assert labels.owners(2, 2, labels.things(4)).tolist() == [[1, 0], [0, 2]]  # things are told from left to right
+    assert labels.patches(2, 2).shape.tolist() == [[2, 0], [0, 1]]
+    index[8:12, 8:12] = 1  # under a centre
+    assert labels.owners(2, 2, labels.things(4)).tolist() == [[2, 0], [0, 0]]
+    ink = np.where(index == 2, 1, 0).astype(np.uint8)
+    assert LabelMap(index=ink, characters=(0, 9), colours=(0, 3)).patches(1, 1).character.tolist() == [[9]]
+
+
 def test_characters_own_patches_too():
     index = np.zeros((20, 40), np.uint8)
     index[:, :20], index[:, 20:] = 2, 1  # numbered otherwise than they are read

@@ -7,7 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from embedded_model.frame_targets import tell_pictures
-from embedded_model.word_targets import EIGHTHS, TENTHS, count_names, names_in, place_names, size_names
+from embedded_model.word_targets import (
+    EIGHTHS,
+    TENTHS,
+    TOKEN_SAMPLES,
+    count_heard_names,
+    count_names,
+    names_in,
+    place_names,
+    size_names,
+)
 
 from tianquan.checkpoint import find_folder, open_checkpoint
 from tianquan.processing.messages import parse_messages
@@ -72,6 +81,32 @@ def test_behind_each_name_stands_the_number(train, processor, task):
     assert targets > 5
 
 
+def test_where_a_name_has_been_heard_stands_the_number(train, processor):
+    tokenizer, targets = processor.tokenizer, 0
+    for n in range(12):
+        sample = train.sample(n, {"spoken_each": 1.0})
+        record = Record(tuple(parse_messages(sample.conversation)), "speech")
+        example = build_example(processor, record, MediaPolicy(), None, 2048)
+        scene = sample.pictures[0].scene
+        other = count_heard_names(example, scene, sample.sounds, tokenizer)
+        np.testing.assert_array_equal(other.targets[example.loss_mask], example.prompt.token_ids[example.loss_mask])
+        clips = [span for span in example.prompt.spans if span.kind == "audio"]
+        for span, sound in zip(clips, sample.sounds, strict=True):
+            own = range(span.start, span.start + span.length + 1)
+            places = [place for place in own if other.loss_mask[place]]
+            text = sound.clip.phrase.text.lower()
+            named = list(names_in(text))
+            said = [int(tokenizer.decode([int(other.targets[place])])) for place in places]
+            assert said == [name.count(scene) for name in named]
+            for place, name in zip(places, named, strict=True):
+                heard = (place - span.start - 1) * TOKEN_SAMPLES  # samples before which the name must have ended
+                end = len(text[: name.end].replace(" ", "")) - 1
+                letters = [word for word in sound.words for _ in word.token]
+                assert heard - 2 * TOKEN_SAMPLES < letters[end].end <= heard + TOKEN_SAMPLES
+            targets += len(places)
+    assert targets > 20
+
+
 def test_behind_each_name_stands_the_place(train, processor):
     tokenizer, targets = processor.tokenizer, 0
     for n in range(12):
@@ -91,6 +126,26 @@ def test_behind_each_name_stands_the_place(train, processor):
             assert all(pair in known for pair in pairs[:1])
         targets += len(pairs)
     assert targets > 20
+
+
+def test_behind_a_chinese_direction_stands_where_along_it_both_are(train, processor):
+    tokenizer, found = processor.tokenizer, set()
+    samples = (train.sample(n, {"relation": 1.0}) for n in range(60))
+    for sample in (sample for sample in samples if sample.language == "zh"):
+        record = Record(tuple(parse_messages(sample.conversation)), "picture")
+        example = build_example(processor, record, MediaPolicy(), None, 2048)
+        scene, ask = sample.pictures[0].scene, sample.asks[0]
+        other = place_names(example, scene, tokenizer)
+        axis = 0 if ask.kind in ("left_of", "right_of") else 1
+        first, second = (next(o for o in scene.objects if o.shape == shape) for shape in (ask.shape, ask.other))
+        along = [int(EIGHTHS * (o.x, o.y)[axis] / scene.size[axis]) for o in (first, second)]
+        pieces = [tokenizer.token_bytes(token) or b"" for token in example.prompt.token_ids.tolist()]
+        direction = "左边 右边 上面 上方 下面 下方".encode().split()
+        (place,) = (n for n, piece in enumerate(pieces) if any(word in piece for word in direction))
+        assert other.loss_mask[place + 1 : place + 3].all()
+        assert [int(tokenizer.decode([int(told)])) for told in other.targets[place + 1 : place + 3]] == along
+        found.add(ask.kind)
+    assert found == {"left_of", "right_of", "above", "below"}
 
 
 def test_behind_each_name_stands_the_size(train, processor):

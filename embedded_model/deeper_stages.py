@@ -301,7 +301,7 @@ DEEPER_STAGES: dict[str, Stage] = {
     ),
     "steady": replace(
         DEEPER,
-        plan=replace(FLOAT32, num_steps=430, schedule="linear", warmup_steps=10, seed=43),
+        plan=replace(FLOAT32, num_steps=400, schedule="linear", warmup_steps=10, seed=43),
         after="heed",
         depth=DEEPEST,
         weights={
@@ -310,8 +310,8 @@ DEEPER_STAGES: dict[str, Stage] = {
             "describe": 6,
             "colour_shape": 2,
             "compare": 6,
-            "relation": 4,
-            "relate": 6,
+            "relation": 5,
+            "relate": 8,
             "two_images": 6,
             "two_images_each": 4,
             "follow_up": 3,
@@ -334,7 +334,7 @@ DEEPER_STAGES: dict[str, Stage] = {
             "film_bounces": 6,
             "film_speech": 3,
         },
-        chinese={"relation": 0.65, "relate": 0.65, "two_images": 0.6, "two_images_each": 0.6, "compare": 0.55},
+        chinese={"relation": 0.7, "relate": 0.7, "two_images": 0.6, "two_images_each": 0.6, "compare": 0.55},
         dense_share=0.35,
         rounded="int4",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -121,7 +122,14 @@ def test_behind_each_name_stands_the_place(train, processor):
         known = [[int(EIGHTHS * o.x / scene.size[0]), int(EIGHTHS * o.y / scene.size[1])] for o in scene.objects]
         # A name's second place may be the next name's first, or an answer's: then it is left out.
         pairs = [said[i : i + 2] for i in range(len(said) - 1) if places[i + 1] == places[i] + 1]
-        assert set(said) <= {number for pair in known for number in pair}
+        pairs_known = itertools.permutations(scene.objects, 2)
+        further = {
+            int(5 * (1 + (a - b) / side))
+            for one, other_one in pairs_known
+            for a, b, side in zip((one.x, one.y), (other_one.x, other_one.y), scene.size, strict=True)
+        }
+        chinese = further if sample.language == "zh" else set()
+        assert set(said) <= {number for pair in known for number in pair} | chinese
         if sample.language == "en":
             assert all(pair in known for pair in pairs[:1])
         targets += len(pairs)
@@ -138,12 +146,16 @@ def test_behind_a_chinese_direction_stands_where_along_it_both_are(train, proces
         other = place_names(example, scene, tokenizer)
         axis = 0 if ask.kind in ("left_of", "right_of") else 1
         first, second = (next(o for o in scene.objects if o.shape == shape) for shape in (ask.shape, ask.other))
-        along = [int(EIGHTHS * (o.x, o.y)[axis] / scene.size[axis]) for o in (first, second)]
+        shares = [(o.x, o.y)[axis] / scene.size[axis] for o in (first, second)]
+        wanted = [int(EIGHTHS * share) for share in shares] + [int(5 * (1 + shares[0] - shares[1]))]
+        assert (wanted[2] >= 5) == (shares[0] >= shares[1])
         pieces = [tokenizer.token_bytes(token) or b"" for token in example.prompt.token_ids.tolist()]
         direction = "左边 右边 上面 上方 下面 下方".encode().split()
         (place,) = (n for n, piece in enumerate(pieces) if any(word in piece for word in direction))
-        assert other.loss_mask[place + 1 : place + 3].all()
-        assert [int(tokenizer.decode([int(told)])) for told in other.targets[place + 1 : place + 3]] == along
+        behind = slice(place + 1, place + 4)
+        assert other.loss_mask[behind].all()
+        assert not example.loss_mask[behind].any()
+        assert [int(tokenizer.decode([int(told)])) for told in other.targets[behind]] == wanted
         found.add(ask.kind)
     assert found == {"left_of", "right_of", "above", "below"}
 

@@ -20,7 +20,7 @@ from tianquan.training.records import read_records
 RECORDS = Path(__file__).parent / "embedded_records" / "records.jsonl"
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MAX_BYTES = 25_000_000
-NUM_RIGHT = 39  # of 48; it gets 41, and rounding differs a little from one instruction set to another
+NUM_RIGHT = 45  # of 48; it gets 47, and rounding differs a little from one instruction set to another
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_it_answers_what_it_never_saw(results):
 
 
 def test_low_bits_lose_little(results):
-    """Of these 48 records int4 loses 1; of 3,720 none (docs/embedded-model.md): it was trained with its rounding."""
+    """Of these 48 records int4 loses 1; of 3,720 three (docs/embedded-model.md): it was trained with its rounding."""
     right = {precision: sum(result.is_right for result in rows) for precision, rows in results.items()}
     assert right["int4"] >= right["float32"] - 3
 

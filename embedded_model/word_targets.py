@@ -2,8 +2,8 @@
 
 A count is one token at the end of a dozen. To predict it at each name of a shape or colour, in truth followed by the
 rest of the question, makes the model find and add up what is named, whatever is then asked; nothing of this is said
-when it answers. What is left of what was at chance as well, while the places were in what the model saw; and of two
-sizes it named a third thing.
+when it answers. A name that is heard has its number, too. What is left of what was at chance as well, while the
+places were in what the model saw; and of two sizes it named a third thing.
 """
 
 from __future__ import annotations

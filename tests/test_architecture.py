@@ -157,6 +157,7 @@ NEED_TORCH = {
         "adapters",
         "finetune",
         "module_tree",
+        "muon",
         "objective",
         "rounded_weights",
         "state",

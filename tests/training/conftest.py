@@ -14,6 +14,7 @@ _NEED_THEM = [
         "embedded_stages",
         "finetune",
         "module_tree",
+        "muon",
         "processes",
         "rounded_weights",
         "trainer",

@@ -52,6 +52,19 @@ def test_gradients_pass_through_to_the_weight_behind():
     assert not torch.equal(before, linear.weight)
 
 
+def test_a_frozen_weight_is_rounded_again_only_when_it_changed():
+    linear = torch.nn.Linear(64, 8).requires_grad_(False)
+    rounding = Rounding(INT4_G32, LIBRARY)
+    rounded = RoundedLinear(linear, rounding)
+    x = torch.randn(3, 64)
+    first = rounded(x)
+    assert rounding(linear.weight) is rounding(linear.weight)
+    linear.weight.mul_(2)
+    torch.testing.assert_close(rounded(x) - linear.bias, 2 * (first - linear.bias))
+    linear.requires_grad_(True)
+    assert rounding(linear.weight) is not rounding(linear.weight)
+
+
 def test_parameters_keep_their_names_and_values(checkpoint_folder):
     plain, _ = load_tree(checkpoint_folder)
     rounded, num_rounded = load_tree(checkpoint_folder, "int4")

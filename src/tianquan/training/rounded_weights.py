@@ -22,13 +22,19 @@ from tianquan.training.module_tree import ModuleTree
 
 
 class Rounding:
-    """Rounds a matrix (out, in) to the values of a format, gradients straight through."""
+    """Rounds a matrix (out, in) to the values of a format, gradients straight through; a frozen one only once."""
 
     def __init__(self, format: QuantFormat, library: KernelLibrary) -> None:
         self._format, self._library = format, library
+        self._frozen: tuple[tuple[int, int], Tensor] | None = None  # a weight's place and version, and its values
 
     def __call__(self, weight: Tensor) -> Tensor:
         """Return the rounded matrix."""
+        if not weight.requires_grad:
+            now = (weight.data_ptr(), weight._version)
+            if self._frozen is None or self._frozen[0] != now:
+                self._frozen = (now, self.values(weight))
+            return self._frozen[1]
         rounded: Tensor = _StraightThrough.apply(weight, self)
         return rounded
 

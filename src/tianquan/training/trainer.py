@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tianquan.errors import TianquanError
 from tianquan.training.log import TrainingLog
+from tianquan.training.muon import Muon
 from tianquan.training.objective import Item, Objective, StepLoss
 from tianquan.training.plan import TrainingPlan
 from tianquan.training.state import load_state, restore, save_state, saved_states
@@ -355,9 +356,7 @@ def _make_optimizers(
             and not name.startswith(objective.output_layers)
         ]
         if inner:
-            optimizers.append(
-                torch.optim.Muon(inner, lr=0.0, weight_decay=plan.weight_decay, adjust_lr_fn="match_rms_adamw")
-            )
+            optimizers.append(Muon(inner, learning_rate=0.0, weight_decay=plan.weight_decay))
     matrices = [p for p in rest.values() if p.dim() > 1]
     vectors = [p for p in rest.values() if p.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": plan.weight_decay}, {"params": vectors, "weight_decay": 0.0}]

@@ -235,7 +235,7 @@ def train_stage(
         heads = DenseHeads(model, len(bank.phoneme_class), len(bank.word_class))
         for before in befores if stage.inherits == ("",) else ():
             load_stage_heads(heads, folder / before)
-        dense = DenseObjective(model, tree, heads, has_cells="resampler" in stage.parts)
+        dense = DenseObjective(model, tree, heads, has_cells=not stage.parts or "resampler" in stage.parts)
         pictures = DenseSteps(stream, stage)
         return _train(folder / name, dense, pictures, stage.plan, seconds, num_workers)
     tree.set_trainable(stage.parts)

@@ -51,7 +51,10 @@ def _any_of(words: dict[str, str]) -> str:
 
 Told = tuple[int, list[str]]  # behind which character of a text, one token each
 SHAPES, COLOURS = _names()
-DIRECTION = re.compile("(?P<across>左边|右边)|上面|上方|下面|下方")  # in Chinese it follows both names
+# In Chinese it follows both names; the first of them is asked to be further along, or not as far.
+DIRECTION = re.compile("(?P<across>左边|右边)|上面|上方|下面|下方")
+FURTHER = ("右边", "下面", "下方")
+REPEATED = 3  # places from there to the answer
 NAME = re.compile(
     rf"(?P<colour>{_any_of(COLOURS)})(?:\s+|的)?(?P<both>{_any_of(SHAPES)})?|(?P<shape>{_any_of(SHAPES)})",
     re.IGNORECASE,
@@ -128,8 +131,9 @@ def place_names(example: Example, scene: Scene, tokenizer: Tokenizer) -> Example
     """Return an example that also predicts, behind each name, where what it names is.
 
     In eighths of the picture: from the left and, a token later, from the top. Behind a direction that follows two names
-    it predicts how far along it the first is, then the second, then how much further the first: in fifths, from 0
-    for a picture less to 9 for nearly one more. Of what is not there, or more than once, nothing is predicted.
+    it predicts how far along the one is that should be nearer the left or the top, then the other, then three times how
+    much further the other: in fifths, from 0 for a picture less to 9 for nearly one more; from 5 on the answer is
+    yes. Of what is not there, or more than once, nothing is predicted.
     """
 
     def place(named: Named) -> tuple[float, float] | None:
@@ -143,8 +147,9 @@ def place_names(example: Example, scene: Scene, tokenizer: Tokenizer) -> Example
             of_two = [at for end, at in told if end <= direction.start()][-2:]
             along = [at[0 if direction["across"] else 1] for at in of_two if at is not None]
             if len(along) == 2:
-                further = min(9, int(5 * (1 + along[0] - along[1])))
-                yield direction.end(), [*map(_eighth, along), str(further)]
+                before, behind = reversed(along) if direction[0] in FURTHER else along
+                further = min(9, int(5 * (1 + behind - before)))
+                yield direction.end(), [_eighth(before), _eighth(behind), *[str(further)] * REPEATED]
 
     return _tell_in_questions(example, tokenizer, tell)
 

@@ -10,6 +10,7 @@ import pytest
 from embedded_model.frame_targets import tell_pictures
 from embedded_model.word_targets import (
     EIGHTHS,
+    REPEATED,
     TENTHS,
     TOKEN_SAMPLES,
     count_heard_names,
@@ -147,15 +148,17 @@ def test_behind_a_chinese_direction_stands_where_along_it_both_are(train, proces
         axis = 0 if ask.kind in ("left_of", "right_of") else 1
         first, second = (next(o for o in scene.objects if o.shape == shape) for shape in (ask.shape, ask.other))
         shares = [(o.x, o.y)[axis] / scene.size[axis] for o in (first, second)]
-        wanted = [int(EIGHTHS * share) for share in shares] + [int(5 * (1 + shares[0] - shares[1]))]
-        assert (wanted[2] >= 5) == (shares[0] >= shares[1])
+        before, behind = shares if ask.kind in ("left_of", "above") else reversed(shares)
+        further = int(5 * (1 + behind - before))
+        wanted = [int(EIGHTHS * before), int(EIGHTHS * behind), *[further] * REPEATED]
+        assert (further >= 5) == (sample.conversation[-1]["content"]["text"] == "是")
         pieces = [tokenizer.token_bytes(token) or b"" for token in example.prompt.token_ids.tolist()]
         direction = "左边 右边 上面 上方 下面 下方".encode().split()
         (place,) = (n for n, piece in enumerate(pieces) if any(word in piece for word in direction))
-        behind = slice(place + 1, place + 4)
-        assert other.loss_mask[behind].all()
-        assert not example.loss_mask[behind].any()
-        assert [int(tokenizer.decode([int(told)])) for told in other.targets[behind]] == wanted
+        told = slice(place + 1, place + 1 + len(wanted))
+        assert other.loss_mask[told].all()
+        assert not example.loss_mask[told].any()
+        assert [int(tokenizer.decode([int(number)])) for number in other.targets[told]] == wanted
         found.add(ask.kind)
     assert found == {"left_of", "right_of", "above", "below"}
 

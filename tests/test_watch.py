@@ -90,6 +90,31 @@ def test_a_file_that_fails_is_told(reference_llm):
         watch.ask("what?", SHORT)
 
 
+def test_what_fails_later_is_told_as_well(reference_llm):
+    """What was seen before is not everything so far."""
+    data = encode(moving(60), container="mpegts", gop=5)
+
+    class Failing(io.BytesIO):
+        def read(self, size=-1):
+            if self.tell() > len(data) * 3 // 4:
+                raise OSError(5, "Input/output error")
+            return super().read(size)
+
+    watch = Watch(reference_llm, Failing(data), policy(reference_llm, 10))
+    watch.wait()
+    assert watch.num_frames > 0
+    with pytest.raises(MediaError, match="Input/output error"):
+        watch.ask("what?", SHORT)
+
+
+def test_a_stream_may_be_longer_than_a_file_may_be(reference_llm):
+    data = encode(moving(60), container="mpegts", gop=5)
+    watch = Watch(reference_llm, io.BytesIO(data), policy(reference_llm, 3, max_seconds=1.0, max_decoded_pixels=10_000))
+    watch.wait()
+    assert watch.error is None
+    assert watch.ask("what moved?", SHORT).usage.video_frames >= 2
+
+
 def test_what_is_no_video_is_told_when_asked(reference_llm, tmp_path):
     with pytest.raises(MediaError, match="does not begin as a video"):
         Watch(reference_llm, io.BytesIO(b"hello" * 1000)).ask("what?", SHORT)

@@ -6,7 +6,7 @@ with Watch(llm, Path("camera.ts")) as watch:
 A thread reads frames as they arrive. Each new one is encoded, and the keys and values of the conversation's beginning,
 all frames so far, are extended by it, so that a question costs its own tokens. The budget of the policy bounds the
 frames: when it is full, every second frame of the older half goes. What stays is encoded already; its keys and values
-are computed once more, each time the budget is full.
+are computed once more, each time the budget is full. The caps of the policy on the length of a video do not apply.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ class Watch:
 
         Raises:
             MediaError: the video ended, or was closed, before its first frame.
+            TianquanError: reading failed, as `error` says.
         """
         return last(self._answer(question, sampling or self._llm.checkpoint.sampling))
 
@@ -113,8 +114,10 @@ class Watch:
         self._first.wait()
         with self._lock:
             frames = list(self._frames)
+        if self.error is not None:  # what was seen is no longer everything so far
+            raise self.error
         if not frames:
-            raise self.error or MediaError("the video ended before its first frame; there is nothing to ask about")
+            raise MediaError("the video ended before its first frame; there is nothing to ask about")
         return self._llm.answer(self._prompt(question, frames), sampling)
 
     def _prompt(self, question: str, frames: list[VideoFrame]) -> Prompt:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tianquan
 from tianquan.backends.kv_cache import SequenceBatch
 from tianquan.errors import PromptError
 from tianquan.llm import CHAT_SAMPLING, GREEDY
@@ -99,9 +100,10 @@ def test_stop_string_is_cut_and_ends_the_answer(reference_llm):
     assert len(cut.token_ids) < 40
 
 
-def test_max_tokens_is_limited_by_the_window(reference_llm):
+def test_max_tokens_is_limited_by_the_window(checkpoint_folder):
     text = "a b c d " * 1010
-    completion = reference_llm.generate(text, sampling=replace(GREEDY, max_tokens=10_000, ignore_eos=True))
+    llm = tianquan.load(checkpoint_folder, precision="float32")
+    completion = llm.generate(text, sampling=replace(GREEDY, max_tokens=10_000, ignore_eos=True))
     assert completion.usage.prompt_tokens + completion.usage.completion_tokens == 4096
     assert completion.finish_reason == "length"
 

@@ -108,6 +108,15 @@ def test_values_by_hand():
     assert Divergence() + many == many
 
 
+def test_a_model_that_has_diverged_has_no_perplexity():
+    reference, other = np.zeros((3, 4), np.float32), np.zeros((3, 4), np.float32)
+    other[:, 0] = 5000.0
+    found = compare_logits(reference, other, np.array([1, 2, 3], np.int32)).to_dict()
+    assert found["perplexity"] is found["perplexity_ratio"] is None
+    assert found["kl"] > 1000
+    assert found["reference_perplexity"] == pytest.approx(4.0)
+
+
 def test_another_tokenizer_is_refused(checkpoint_folder, random_folder, examples, media_root):
     with ReferenceLogits() as reference:
         list(reference.record(model(checkpoint_folder, "float32"), examples[:1]))

@@ -170,3 +170,4 @@ def test_command(checkpoint_folder, tmp_path):
     assert (result.returncode, result.stderr) == (0, "")
     assert "q4_0" in result.stdout
     assert_refused(run("export", checkpoint_folder, tmp_path / "out.gguf"), "exists already")
+    assert_refused(run("export", checkpoint_folder, tmp_path / "new.gguf", "--threads", 1), "--threads")

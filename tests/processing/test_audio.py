@@ -7,6 +7,7 @@ import json
 import wave
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,6 +22,7 @@ from tianquan.processing.audio import (
     fit_long_audio,
     log_mel,
     mel_filters,
+    mono_blocks,
     prepare_audio,
 )
 from tianquan.processing.media import load_waveform
@@ -266,3 +268,27 @@ def test_errors_name_the_sound():
     ):
         with pytest.raises(MediaError, match=r"^talk\.wav: "):
             failing()
+
+
+def frames_at(rates, num_samples):
+    for rate in rates:
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, num_samples), np.int16), format="s16", layout="mono")
+        frame.sample_rate = rate
+        yield frame
+
+
+def test_recordings_that_were_joined_are_one():
+    blocks = mono_blocks(frames_at([8000, 16000, 44100, 48000], 24000), "s16", "sound")
+    assert sum(map(len, blocks)) == pytest.approx(24000 * sum(16000 / rate for rate in (8000, 16000, 44100, 48000)), 50)
+
+
+def test_a_rate_that_changes_with_every_packet_is_refused():
+    """Each change costs a filter graph, and so few samples come out that no cap on the length would end it."""
+    with pytest.raises(MediaError, match="sound: the sample rate, channels or format of the sound change 9 times in"):
+        list(mono_blocks(frames_at([191990, 191970] * 1000, 16), "s16", "sound"))
+
+
+def test_samples_in_memory_have_the_cap_of_files():
+    assert len(as_waveform(np.zeros(RATE, np.int16), RATE, max_seconds=1.0)) == RATE
+    with pytest.raises(MediaError, match="voice: the sound is longer than the cap of 1 s"):
+        as_waveform(np.zeros(8001, np.int16), 8000, "voice", max_seconds=1.0)

@@ -115,6 +115,33 @@ def test_transparency_becomes_white():
     assert min(grey.getpixel((39, 0))) >= 250
 
 
+def png(samples: bytes, width: int, depth: int, colour: int, transparent: bytes) -> bytes:
+    """One row of raw samples, and the value that is transparent."""
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", width, 1, depth, colour, 0, 0, 0)), (b"tRNS", transparent))
+    chunks += ((b"IDAT", zlib.compress(b"\0" + samples)), (b"IEND", b""))
+    packed = (struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+@pytest.mark.parametrize(
+    ("depth", "colour", "samples", "transparent", "wanted"),
+    [
+        (1, 0, b"\x40", b"\0\0", [255, 255]),
+        (2, 0, b"\x60", b"\0\1", [255, 170]),
+        (4, 0, b"\x3f", b"\0\3", [255, 255]),
+        (4, 0, b"\x31", b"\0\1", [51, 255]),
+        (8, 0, b"\x03\x33", b"\0\3", [255, 51]),
+        (16, 0, b"\x12\x34\x34\x12", b"\x12\x34", [255, 52]),
+        (16, 2, b"\x12\x34\x56\x78\x9a\xbc" + b"\x34\0\x78\0\xbc\0", b"\x12\x34\x56\x78\x9a\xbc", [255, 52]),
+        (8, 2, b"\1\2\3\4\5\6", b"\0\1\0\2\0\3", [255, 4]),
+    ],
+)
+def test_a_transparent_colour_of_any_depth(depth, colour, samples, transparent, wanted):
+    data = png(samples, 2, depth, colour, transparent)
+    for image in (load_image(data, MAX_PIXELS), decoded_rgb(Image.open(io.BytesIO(data)), MAX_PIXELS)):
+        assert [image.getpixel((x, 0))[0] for x in range(2)] == wanted
+
+
 @pytest.mark.parametrize("kind", ["PNG", "GIF"])
 def test_palette_with_transparency(kind):
     image = Image.new("P", (4, 4), 1)

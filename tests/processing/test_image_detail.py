@@ -66,6 +66,23 @@ def test_a_picture_without_detail_gets_fewer_slices():
     assert len(cut(page((20, 20, 1300, 1300)), "trim").slices) == 10
 
 
+def test_colours_of_one_grey_are_detail():
+    red, green = (235, 0, 0), (0, 120, 0)
+    assert Image.new("RGB", (1, 1), red).convert("L").getpixel((0, 0)) == 70
+    picture = Image.new("RGB", (1344, 1344), green)
+    draw = ImageDraw.Draw(picture)
+    for y in range(20, 1300, 14):
+        draw.text((20, y), "0123456789 " * 20, fill=red)
+    assert len(cut(picture, "trim").slices) == 10
+
+
+@pytest.mark.parametrize("place", [(40, 1734), (1140, 600), (40, 5)])
+def test_a_line_at_an_edge_is_detail(place):
+    picture = Image.new("RGB", (1240, 1754), "white")
+    ImageDraw.Draw(picture).text(place, "0123456789", fill="black")
+    assert cut(picture, "trim").grid.cols > 0
+
+
 def test_unknown_values_are_refused():
     with pytest.raises(ParameterError, match="expected one of full, trim, economy"):
         cut(page((0, 0, 40, 40)), "less")
@@ -79,10 +96,10 @@ def test_digests_tell_what_features_come_out():
     assert cut(everywhere, "trim").digest == cut(everywhere, "full").digest  # nothing was left out
 
 
-@pytest.mark.parametrize(("detail", "tokens"), [("full", 640), ("trim", 128), ("economy", 64)])
+@pytest.mark.parametrize(("detail", "tokens"), [("full", 320), ("trim", 128), ("economy", 64)])
 def test_prompt_and_features_agree(llm, detail, tokens):
     policy = MediaPolicy(image=ImagePolicy(image_detail=detail))
-    content = {"text": "read", "image": page((20, 20, 400, 400))}
+    content = {"text": "read", "image": page((20, 20, 400, 400), size=(896, 896))}  # four slices
     sampling = SamplingParams(temperature=0.0, max_tokens=3, ignore_eos=True)
     messages = [{"role": "user", "content": content}]
     answer = llm.chat(messages, media=policy, sampling=sampling)

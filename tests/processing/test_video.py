@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from dataclasses import replace
 from fractions import Fraction
 
@@ -136,6 +137,47 @@ def test_a_video_with_a_rotation_is_upright(load):
     rows = turned.frames[0].slices[0][..., 0].astype(int).max(axis=1)
     assert rows[: height // 4].max() > 150  # the left side is on top now
     assert rows[height // 2 :].max() < 150
+
+
+CORNERS = np.full((64, 96, 3), 30, np.uint8)
+CORNERS[:24, :24] = 230  # top left
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "c", "d", "corner"),
+    [
+        (1, 0, 0, 1, (0, 0)),
+        (-1, 0, 0, 1, (0, -1)),  # mirrored
+        (1, 0, 0, -1, (-1, 0)),
+        (-1, 0, 0, -1, (-1, -1)),
+        (0, 1, 1, 0, (0, 0)),  # about the diagonal
+        (0, 1, -1, 0, (0, -1)),  # a quarter turn clockwise
+        (0, -1, 1, 0, (-1, 0)),
+        (0, -1, -1, 0, (-1, -1)),
+    ],
+)
+def test_turned_and_mirrored_videos_are_upright(load, a, b, c, d, corner):
+    data = bytearray(encode([CORNERS] * 3, container="mp4"))
+    at = data.rindex(b"tkhd") + 4 + 40
+    data[at : at + 36] = (np.array([a, b, 0, c, d, 0, 0, 0, 1 << 14]) << 16).astype(">i4").tobytes()
+    pixels = load(bytes(data)).frames[0].slices[0][..., 0].astype(int)
+    assert (pixels.shape[0] > pixels.shape[1]) == (a == 0)
+    for place in itertools.product((0, -1), repeat=2):
+        assert (pixels[place] > 120) == (place == corner), place
+
+
+@pytest.mark.parametrize("gop", [12, 40])
+def test_parts_that_were_joined_go_on(load, gop):
+    """As `cat a.ts b.ts` does it, and a camera that starts again: the second begins at 0 again."""
+    parts = [
+        encode([square(2 * n, level=level) for n in range(40)], container="mpegts", gop=gop) for level in (80, 160, 240)
+    ]
+    video = load(b"".join(parts), frames_per_second=1.0, max_tokens=10**6)
+    assert np.diff(video.times).min() > 0.5
+    assert np.diff(video.times).max() < 1.5
+    assert 10 < video.times[-1] < 12
+    levels = [round(int(frame.slices[0][..., 0].max()) / 80) for frame in video.frames]
+    assert levels == [1 + int((time + 0.05) / 4) for time in video.times]
 
 
 def test_the_sound_track_is_heard_when_asked(load):

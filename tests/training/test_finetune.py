@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +13,10 @@ import pytest
 import torch
 
 import command_line
+from tianquan.backends.torch import TorchOps
 from tianquan.checkpoint import open_checkpoint
 from tianquan.checkpoint.adapter import Adapter
-from tianquan.checkpoint.dense_folder import save_dense
+from tianquan.checkpoint.dense_folder import save_dense, source_format
 from tianquan.errors import ParameterError
 from tianquan.llm import LLM
 from tianquan.loading import load
@@ -21,7 +24,7 @@ from tianquan.models.omni_model import OmniModel
 from tianquan.quantization.recipes import find_recipe
 from tianquan.training.adapters import LoraSettings, adapted_names, attach_lora, save_adapter
 from tianquan.training.finetune import FinetuneOptions, Finetuning, _round, score_records
-from tianquan.training.module_tree import ModuleTree
+from tianquan.training.module_tree import ModuleTree, count_parameters
 from tianquan.training.objective import AnswerObjective
 from tianquan.training.records import RecordError
 from tolerances import CONFORMANCE, relative_rmse
@@ -71,8 +74,6 @@ def quiet(*_):
 
 
 def load_tree(folder, precision="float32"):
-    from tianquan.backends.torch import TorchOps
-
     checkpoint = open_checkpoint(folder)
     ops = TorchOps("cpu")
     recipe = find_recipe(precision)
@@ -164,6 +165,15 @@ def test_quantization_aware_training_measures_what_the_recipe_will_answer(option
     assert after.loss < 2
 
 
+def test_quantization_aware_weights_are_written_as_they_were_trained(options):
+    """Rounded to the bfloat16 of the checkpoint they would have other scales."""
+    training = Finetuning(full(options, quantization_aware="int4"), quiet)
+    after = training.run().after
+    assert source_format(open_checkpoint(options.output / "model").files) == "float32"
+    loss = score_records(load_objective(options.output / "model", "int4"), training.evaluation, quiet).loss
+    assert after.loss == pytest.approx(loss, rel=1e-5)
+
+
 @pytest.mark.parametrize(("recipe", "message"), [("float16", "no matrix in low bits"), ("int5", "unknown precision")])
 def test_quantization_aware_needs_a_recipe_that_rounds(options, recipe, message):
     with pytest.raises(ParameterError, match=message):
@@ -216,17 +226,65 @@ def test_gradient_checkpointing_gives_the_same_weights(options, tmp_path):
 def test_bad_records_stop_or_are_skipped(options, records):
     lines = records.read_text(encoding="utf-8").splitlines()
     lines.insert(1, "{broken")
+    lines[2] = lines[2].replace("Say", "Caf\udce9")  # a byte of Latin-1
     lines.append(
         json.dumps(
             {"messages": [{"role": "user", "content": {"image": "none.png"}}, {"role": "assistant", "content": "x"}]}
         )
     )
-    records.write_text("\n".join(lines), encoding="utf-8")
+    records.write_text("\n".join(lines), encoding="utf-8", errors="surrogateescape")
     with pytest.raises(RecordError, match=r"records\.jsonl:2: .*--on-bad-record skip"):
         Finetuning(options, quiet)
     finetuning = Finetuning(replace(options, on_bad_record="skip", evaluation_data=None), quiet)
-    assert len(finetuning.dataset) == len(TALKS)
-    assert [line.partition(": ")[0] for line in finetuning.dataset.skipped] == ["records.jsonl:2", "records.jsonl:6"]
+    assert len(finetuning.dataset) == len(TALKS) - 1
+    skipped = [line.partition(": ")[0] for line in finetuning.dataset.skipped]
+    assert skipped == [f"records.jsonl:{line}" for line in (2, 3, 6)]
+
+
+def test_paths_need_be_no_text(options, records):
+    folder = Path(os.fsdecode(os.fsencode(records.parent) + b"/caf\xe9"))
+    folder.mkdir()
+    data = records.rename(folder / "records.jsonl")
+    Finetuning(replace(options, data=data, evaluation_data=None), quiet).run()
+    assert (options.output / "adapter").is_dir()
+    assert r"caf\udce9" in (options.output / "report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("changed", ["weights", "picture"])
+def test_a_run_is_not_resumed_on_another_model_or_other_media(
+    options, checkpoint_folder, media_root, tmp_path, changed
+):
+    model, media = tmp_path / "base", tmp_path / "media"
+    shutil.copytree(checkpoint_folder, model)
+    shutil.copytree(media_root, media)
+    options = replace(options, model=str(model), media_root=media)
+
+    def fingerprint():
+        return Finetuning(options, quiet)._fingerprint()
+
+    before = fingerprint()
+    assert fingerprint() == before
+    if changed == "weights":
+        shard = next(model.glob("*.safetensors"))
+        data = bytearray(shard.read_bytes())
+        data[-1] ^= 1
+        shard.write_bytes(data)
+    else:
+        shutil.copyfile(media / "crop_448x448.png", media / "tiny_100x60.png")
+    assert fingerprint() != before
+
+
+def test_low_bits_of_a_head_that_is_the_embedding(checkpoint_folder):
+    """One matrix under two names; and it counts though it is no parameter."""
+    checkpoint = open_checkpoint(checkpoint_folder)
+    config = replace(checkpoint.config.language, tie_word_embeddings=True)
+    checkpoint = replace(checkpoint, config=replace(checkpoint.config, language=config))
+    sizes = []
+    for precision in ("float32", "int4"):
+        tree = ModuleTree(checkpoint.weights(find_recipe(precision), TorchOps("cpu")))
+        OmniModel(checkpoint.config, tree, TorchOps("cpu"))
+        sizes.append(count_parameters(tree)[1])
+    assert sizes[0] == sizes[1] > 100_000
 
 
 @pytest.mark.parametrize(

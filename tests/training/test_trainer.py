@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +19,12 @@ from safetensors import SafetensorError
 from torch import nn
 
 from tianquan.errors import CheckpointError, ParameterError
+from tianquan.training import trainer
 from tianquan.training.log import read_metrics
 from tianquan.training.objective import Objective, StepLoss
 from tianquan.training.plan import TrainingPlan
 from tianquan.training.records import RecordError
-from tianquan.training.state import StateError, load_state, saved_states
+from tianquan.training.state import StateError, load_state, only_run, saved_states
 from tianquan.training.trainer import Trainer, TrainingError
 
 PLAN = TrainingPlan(num_steps=12, learning_rate=0.05, warmup_steps=2, weight_decay=0.01, seed=3)
@@ -185,6 +187,58 @@ def test_states_are_two_and_hold_no_pickle(tmp_path):
         "optimizer.safetensors",
         "state.json",
     }
+
+
+def test_the_last_step_is_saved_once(tmp_path, monkeypatch):
+    steps = []
+    save = trainer.save_state
+    monkeypatch.setattr(trainer, "save_state", lambda run, step, *rest: (steps.append(step), save(run, step, *rest)))
+    run(tmp_path, replace(PLAN, num_steps=3, save_seconds=0.0))
+    assert steps == [1, 2, 3]
+
+
+def test_a_signal_while_the_last_state_is_saved_is_heard(tmp_path, monkeypatch):
+    save = trainer.save_state
+
+    def stopped(run, step, *rest):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return save(run, step, *rest)
+
+    monkeypatch.setattr(trainer, "save_state", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    assert load_state(saved_states(tmp_path)[-1], PLAN).step == PLAN.num_steps
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    with only_run(tmp_path), pytest.raises(StateError, match="another training runs in it"):
+        run(tmp_path)
+    run(tmp_path)
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        run(tmp_path / "metrics.csv" / "run")
+
+
+def test_what_a_kill_left_of_a_state_goes_with_the_next(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    stale = tmp_path / f".state-00000777.partial-{gone.pid}-abcd"
+    written = tmp_path / f".state-00000778.partial-{os.getpid()}-abcd"  # by a process that runs
+    for folder in (stale, written):
+        folder.mkdir(parents=True)
+    run(tmp_path)
+    assert not stale.exists()
+    assert written.exists()
+
+
+def test_a_state_needs_the_room_it_takes(tmp_path, monkeypatch):
+    run(tmp_path / "small")
+    size = sum(path.stat().st_size for path in saved_states(tmp_path / "small")[-1].iterdir())
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size))
+    run(tmp_path / "fits")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=size // 10))
+    with pytest.raises(CheckpointError, match="needed"):
+        run(tmp_path / "full")
 
 
 def test_another_plan_is_not_resumed(tmp_path):

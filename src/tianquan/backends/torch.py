@@ -61,6 +61,12 @@ class LowBitWeight(nn.Module):
         self.register_buffer("bias", bias)
 
     @property
+    def num_values(self) -> int:
+        """How many weights it stands for, with the bias."""
+        bias = 0 if self.bias is None else self.bias.numel()
+        return int(self.out_features * self.in_features + bias)
+
+    @property
     def qweight(self) -> Tensor:
         """The packed codes, under the name by which adapters find the device of low-bit weights."""
         return self.codes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import signal
 import sys
 
@@ -38,6 +39,9 @@ app.command("verify")(verify.verify)
 app.add_typer(data.app, name="data")
 
 
+_NO_MEMORY = "can't allocate memory|out of memory"  # how PyTorch says it, on a CPU and on a GPU
+
+
 def main() -> None:
     """Run the command line."""
     _open_standard_streams()
@@ -55,7 +59,12 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        print(f"tianquan: {one_line(str(error.strerror))}: the output cannot be written", file=sys.stderr)
+        print(f"tianquan: {one_line(error.strerror or str(error))}: the output cannot be written", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search(_NO_MEMORY, str(error)):
+            raise
+        print(f"tianquan: too little memory for this ({one_line(str(error)) or 'out of memory'})", file=sys.stderr)
         sys.exit(2)
 
 

@@ -86,9 +86,11 @@ def evaluate(
         found = report.to_dict(evaluation, [str(path) for path in data])
         report.print_tables(found)
         if json_file is not None:
-            write_atomically(json_file, (json.dumps(found, ensure_ascii=False, indent=1) + "\n").encode())
+            write_atomically(
+                json_file, (json.dumps(found, ensure_ascii=False, indent=1) + "\n").encode(errors="backslashreplace")
+            )
         if markdown is not None:
-            write_atomically(markdown, report.to_markdown(found).encode())
+            write_atomically(markdown, report.to_markdown(found).encode(errors="backslashreplace"))
     if isinstance(stopped, KeyboardInterrupt):
         raise typer.Exit(130)
     if stopped is not None:

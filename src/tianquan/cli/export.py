@@ -33,6 +33,8 @@ def export(
     """Write the language model for llama.cpp, or the model with a low-bit language model for vLLM."""
     if (recipe if format == "gguf" else type) is not None:
         raise ParameterError("--type belongs to --format gguf, --recipe to --format compressed-tensors")
+    if format == "gguf" and threads is not None:
+        raise ParameterError("--threads belongs to --format compressed-tensors; gguf is written by one")
     with WorkProgress("writing") as progress:
         progress.begin(output.name, 1)
 

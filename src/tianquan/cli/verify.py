@@ -71,8 +71,10 @@ def _trace_request(
     from tianquan.verification.trace_comparison import TraceFile
 
     if path is None:
-        if messages is not None or tolerance is not None:
-            raise ParameterError("--messages and --tolerance go with --reference-trace; give the trace's file too")
+        if any(option is not None for option in (messages, media_root, tolerance)):
+            raise ParameterError(
+                "--messages, --media-root and --tolerance go with --reference-trace; give the trace's file too"
+            )
         return None
     if messages is None:
         raise ParameterError("--reference-trace needs --messages FILE: the conversation the trace was made of")

@@ -89,10 +89,18 @@ class Divergence:
             "tokens": self.num_tokens,
             "kl": self.kl / self.num_tokens,
             "top1_agreement": self.num_agreed / self.num_tokens,
-            "perplexity": math.exp(self.loss / self.num_tokens),
-            "reference_perplexity": math.exp(self.reference_loss / self.num_tokens),
-            "perplexity_ratio": math.exp((self.loss - self.reference_loss) / self.num_tokens),
+            "perplexity": _exp(self.loss / self.num_tokens),
+            "reference_perplexity": _exp(self.reference_loss / self.num_tokens),
+            "perplexity_ratio": _exp((self.loss - self.reference_loss) / self.num_tokens),
         }
+
+
+def _exp(nats: float) -> float | None:
+    """Return e to the power of `nats`; None where no float is that large: such a model has diverged."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return None
 
 
 def compare_logits(reference: Float32, other: Float32, targets: npt.NDArray[np.int32]) -> Divergence:

@@ -176,7 +176,11 @@ def _sensitivity(results: Sequence[dict[str, Any]]) -> ReportTable:
 
 
 def _divergence_cells(total: dict[str, Any]) -> tuple[str, str, str]:
-    return _nats(total["kl"]), f"{total['top1_agreement']:.2%}", f"{total['perplexity_ratio']:.4f}"
+    return _nats(total["kl"]), f"{total['top1_agreement']:.2%}", _ratio(total["perplexity_ratio"])
+
+
+def _ratio(value: float | None) -> str:
+    return "too large" if value is None else f"{value:.4f}"
 
 
 def _nats(kl: float) -> str:

@@ -13,6 +13,7 @@ Legend: N samples, F mel frames.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -38,6 +39,8 @@ MIN_SAMPLES = 3 * HOP_LEN  # the first length with a token: 3 mel frames, 2 enco
 MIN_SOURCE_RATE = 1_000  # below: one packet could resample to minutes of sound
 MAX_SOURCE_RATE = 192_000  # above: building the resampling filter takes seconds and hundreds of megabytes
 _FILTER_DELAY = 1_600  # samples FFmpeg's resampler may keep back: 16 of the slower rate, 256 at 1 kHz
+_FREE_CHANGES = 8  # of the rate, channels or sample format inside a file
+_CHANGES_PER_SECOND = 0.1  # more of them for each second of sound: a filter graph costs some 30 ms
 MAX_AMPLITUDE = 16.0  # decoders overshoot 1 by a little; integers kept in floats reach thousands
 
 LAST_CHUNK_SAMPLES = SAMPLE_RATE  # a chunk of less than a second tells the model little
@@ -62,17 +65,27 @@ def audio_counts(num_samples: int) -> AudioCounts:
 
 
 # Waveforms --------------------------------------------------------------------------------------------------
-def mono_blocks(frames: Iterable[av.AudioFrame], sample_format: str) -> Iterator[npt.NDArray[Any]]:
+def mono_blocks(frames: Iterable[av.AudioFrame], sample_format: str, label: str) -> Iterator[npt.NDArray[Any]]:
     """Mix and resample decoded frames to mono 16 kHz, (N,) at a time, in FFmpeg's "s16" or "flt" format.
 
     Rate, channels or sample format may change inside a file; each change starts another filter graph.
+
+    Raises:
+        MediaError: they change far more often than where recordings were joined.
     """
-    resampler = None
+    resampler, seconds, num_changes = None, 0.0, 0
     for frame in frames:
         if resampler is None or resampler.source != _source_of(frame):
             if resampler is not None:
                 yield from resampler.finish()
+                num_changes += 1
+            if num_changes > _FREE_CHANGES + _CHANGES_PER_SECOND * seconds:
+                raise MediaError(
+                    f"{label}: the sample rate, channels or format of the sound change {num_changes} times in "
+                    f"{seconds:.1f} s; save it again, as WAV or FLAC"
+                )
             resampler = _MonoResampler(frame, sample_format)
+        seconds += frame.samples / frame.sample_rate
         yield from resampler.add(frame)
     if resampler is not None:
         yield from resampler.finish()
@@ -131,20 +144,30 @@ class _MonoResampler:
         return frame.to_ndarray()[0]
 
 
-def as_waveform(samples: npt.ArrayLike, sample_rate: float, label: str = "audio") -> Waveform:
+def too_long(label: str, max_seconds: float) -> MediaError:
+    """Return the error of a sound that is longer than the cap."""
+    return MediaError(
+        f"{label}: the sound is longer than the cap of {max_seconds:g} s; cut it or raise max_audio_seconds"
+    )
+
+
+def as_waveform(
+    samples: npt.ArrayLike, sample_rate: float, label: str = "audio", *, max_seconds: float = math.inf
+) -> Waveform:
     """Turn samples held in memory into a mono 16 kHz waveform.
 
     Args:
         samples: (N,) or (N, 2); int16, or float32 / float64 with full scale at 1.
         sample_rate: of `samples`, 1 000 to 192 000 Hz; a float must be a whole number.
         label: what errors call the sound.
+        max_seconds: cap on the length.
 
     Returns:
         int16 samples give what a WAV file of them gives; floats are averaged over channels and are not
         rounded to 16 bits, so that mono 16 kHz float32 comes back as it is.
 
     Raises:
-        MediaError: another shape or type, no samples, NaN or infinity, or values far outside [-1, 1].
+        MediaError: another shape or type, no samples, too long, NaN or infinity, or values far outside [-1, 1].
         ParameterError: a sample rate that is no whole number or out of range.
     """
     if isinstance(sample_rate, float | np.floating) and float(sample_rate).is_integer():
@@ -163,6 +186,8 @@ def as_waveform(samples: npt.ArrayLike, sample_rate: float, label: str = "audio"
         array = array[:, None]
     if array.ndim != 2 or array.shape[1] not in (1, 2) or array.size == 0:
         raise MediaError(f"{label}: samples of shape {shape}; expected (N,) or (N, 2), not empty")
+    if len(array) > max_seconds * sample_rate:
+        raise too_long(label, max_seconds)
     if array.dtype == np.int16:
         waveform = _resample(array, int(sample_rate), "s16")
         waveform /= S16_SCALE
@@ -184,7 +209,7 @@ def _resample(samples: npt.NDArray[Any], sample_rate: int, sample_format: str) -
             frame.sample_rate = sample_rate
             yield frame
 
-    blocks = list(mono_blocks(frames(), sample_format))
+    blocks = list(mono_blocks(frames(), sample_format, "the samples"))
     return np.concatenate(blocks).astype(np.float32) if blocks else np.zeros(0, np.float32)
 
 

@@ -38,6 +38,7 @@ Size = tuple[int, int]  # (width, height) in pixels
 # take 16 times the work of an ordinary one, and 64 MB a head if it were stored, for a line no picture is.
 MAX_PATCHES = 4 * 1024
 _EXIF_ORIENTATION = 0x0112
+_GREY_STEPS = {"L;2": 85, "L;4": 17}  # of 8-bit grey, by Pillow's name for a depth
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -87,6 +88,22 @@ def turn_upright(image: Image.Image) -> Image.Image:
     except Exception:  # a reader of damaged fields raises any type
         return image
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def scale_transparent(image: Image.Image) -> None:
+    """Bring the transparent colour of a PNG that is not loaded yet to the 8 bits Pillow brings the samples to.
+
+    The file states it in the file's own depth, and Pillow compares it with samples of another. Of 16-bit colour the
+    high bytes are compared, which is what Pillow keeps.
+    """
+    key, tiles = image.info.get("transparency"), getattr(image, "tile", None)
+    if image.format != "PNG" or not tiles:
+        return
+    depth = tiles[0][3]  # as Pillow names it
+    if isinstance(key, int) and depth in _GREY_STEPS:
+        image.info["transparency"] = key * _GREY_STEPS[depth]
+    elif isinstance(key, tuple) and depth == "RGB;16B":
+        image.info["transparency"] = tuple(sample >> 8 for sample in key)
 
 
 def to_rgb(image: Image.Image, label: str = "image") -> Image.Image:
@@ -140,6 +157,7 @@ def decoded_rgb(picture: Image.Image | npt.NDArray[Any], max_pixels: int, label:
     if isinstance(picture, np.ndarray):
         return Image.fromarray(np.ascontiguousarray(picture))
     try:
+        scale_transparent(picture)
         picture.load()  # a file opened lazily is read only now
         return to_rgb(turn_upright(picture), label)
     except MediaError:

@@ -24,7 +24,8 @@ from tianquan.request import ImageDetail, ImageInput, ImagePolicy
 
 BLANK_RANGE = 8  # levels between the darkest and the brightest pixel of a blank slice, in each channel
 REPEAT_RANGE = 8  # largest difference of a pixel between slices that show the same
-DETAIL_LOSS = 1.5  # levels: mean error of a block that fewer slices may cost; at 6 small digits blurred
+DETAIL_LOSS = 1.5  # levels: mean error of a block's grey that fewer slices may cost; at 6 small digits blurred
+COLOUR_LOSS = 3.0  # the same of any of its colours: red on green may be one grey
 _BLOCK = 16  # pixels a side
 
 Pixels = npt.NDArray[np.uint8]
@@ -57,12 +58,11 @@ def fewest_slices(image: Image.Image, settings: ImageSettings, limit: int, label
     sizes = {n: _resized(image.size, settings, n, label) for n in range(limit + 1)}
     finest = sizes[limit]
     whole = image.resize(finest, Image.Resampling.BICUBIC)
-    pixels = np.asarray(whole.convert("L"), np.float32)
     for n in range(limit):
         if sizes[n] == finest or (n > 0 and sizes[n] == sizes[n - 1]):
             continue
         coarse = image.resize(sizes[n], Image.Resampling.BICUBIC).resize(finest, Image.Resampling.BICUBIC)
-        if _largest_loss(pixels, np.asarray(coarse.convert("L"), np.float32)) <= DETAIL_LOSS:
+        if _largest_loss(whole, coarse, "L") <= DETAIL_LOSS and _largest_loss(whole, coarse, "RGB") <= COLOUR_LOSS:
             return n
     return limit
 
@@ -72,12 +72,15 @@ def _resized(size: Size, settings: ImageSettings, limit: int, label: str) -> Siz
     return plan.resized or plan.overview
 
 
-def _largest_loss(whole: npt.NDArray[np.float32], coarse: npt.NDArray[np.float32]) -> float:
-    height, width = (side // _BLOCK * _BLOCK for side in whole.shape)
-    if not height or not width:
-        return float(np.abs(whole - coarse).mean())
-    error = np.abs(whole - coarse)[:height, :width].reshape(height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK)
-    return float(error.mean(axis=(1, 3)).max())
+def _largest_loss(whole: Image.Image, coarse: Image.Image, mode: str) -> float:
+    """Return the largest mean error of a block, in any channel; what is left at the far edges is a block, too."""
+    one, other = (np.asarray(image.convert(mode), np.int16) for image in (whole, coarse))
+    error = np.abs(one - other).reshape(*one.shape[:2], -1)
+    down, across = (-side % _BLOCK for side in error.shape[:2])
+    error = np.pad(error, ((0, down), (0, across), (0, 0)), mode="symmetric")
+    height, width, channels = error.shape
+    blocks = error.reshape(height // _BLOCK, _BLOCK, width // _BLOCK, _BLOCK, channels)
+    return float(blocks.mean(axis=(1, 3)).max())
 
 
 def worth_seeing(slices: list[Pixels]) -> tuple[bool, ...]:

@@ -37,8 +37,9 @@ from tianquan.processing.audio import (
     SAMPLE_RATE,
     mono_blocks,
     require_amplitude,
+    too_long,
 )
-from tianquan.processing.image import require_pixels, to_rgb, turn_upright
+from tianquan.processing.image import require_pixels, scale_transparent, to_rgb, turn_upright
 from tianquan.processing.labels import printable
 
 TS_PACKET_LEN = 188  # bytes of an MPEG transport stream's packet, which begins with 0x47
@@ -255,6 +256,7 @@ def load_image(source: bytes | Path, max_pixels: int, label: str = "image") -> I
         image = _read_header(opened)
         require_pixels(image.size, max_pixels, opened.label)
         try:
+            scale_transparent(image)
             image.load()
             return to_rgb(turn_upright(image), opened.label)
         except MediaError:
@@ -343,13 +345,12 @@ def _decode(opened: OpenedMedium, max_samples: int, of_video: bool) -> _Decoding
     ) as container:
         stream = _sound_stream(container, opened.label, of_video)
         every_track = of_video and opened.kind in _LENGTH_OF_FILE
-        for block in mono_blocks(_decoded_frames(opened, container, stream, decoding, every_track), "s16"):
+        for block in mono_blocks(
+            _decoded_frames(opened, container, stream, decoding, every_track), "s16", opened.label
+        ):
             decoding.samples += block.tobytes()
             if len(decoding.samples) > 2 * max_samples:
-                raise MediaError(
-                    f"{opened.label}: the sound is longer than the cap of {max_samples / SAMPLE_RATE:g} s; "
-                    "cut it or raise max_audio_seconds"
-                )
+                raise too_long(opened.label, max_samples / SAMPLE_RATE)
         decoding.stated_seconds = _stated_seconds(opened, container, stream)
     return decoding
 

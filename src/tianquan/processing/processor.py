@@ -268,7 +268,7 @@ class Processor:
         if isinstance(source, str | Path | bytes):
             waveform = load_waveform(_resolve(source, root), policy.max_audio_seconds, label)
         elif isinstance(source, tuple):
-            waveform = as_waveform(*source, label)
+            waveform = as_waveform(*source, label, max_seconds=policy.max_audio_seconds)
         else:
             raise MediaError(
                 f"{label}: a recording must be a path, bytes or (samples, sample rate), got {type(source).__name__}"

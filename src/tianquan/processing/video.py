@@ -29,6 +29,7 @@ from av.video.stream import VideoStream
 from PIL import Image
 
 from tianquan.errors import MediaError
+from tianquan.processing.display_matrix import orientation_of
 from tianquan.processing.frames import VideoFrame, frame_size
 from tianquan.processing.image import ImageSettings, decoded_rgb, require_pixels
 from tianquan.processing.media import (
@@ -39,6 +40,7 @@ from tianquan.processing.media import (
     require_whole_riff,
     sniff,
 )
+from tianquan.processing.video_clock import VideoClock
 from tianquan.request import VideoPolicy
 
 OnVideoProgress = Callable[[float, float | None], None]  # (seconds done, seconds stated)
@@ -88,11 +90,9 @@ class Chooser(Protocol):
 class _State:
     """What has been decoded so far."""
 
-    first_time: float | None = None  # of the first frame, in the stream's own time
     num_packets: int = 0  # given to the decoder
     num_damaged: int = 0
     num_pixels: int = 0  # decoded
-    end: float | None = None  # where the last packet ends, in the stream's own time
     gap: float = _FIRST_GAP  # longest seen between key frames, seconds
     last_key: float | None = None
     waiting: list[Packet[Any]] = field(default_factory=list)  # since a key frame, not decoded
@@ -113,7 +113,7 @@ def read_frames(
     Args:
         opened: the file, at its start; it need not be seekable.
         chooser: gets the stated length in seconds, or None, and returns what is asked for each next frame.
-        policy: caps and the size of frames.
+        policy: caps and the size of frames; what is still being written has none on its length.
         settings: the checkpoint's.
         max_pixels: cap on the width * height of a frame.
         on_progress: called with each packet.
@@ -121,15 +121,16 @@ def read_frames(
     Raises:
         MediaError: no video, none of the allow-list, too large or long, damaged or cut short.
     """
+    is_stream = isinstance(opened.file, _Stream)
     try:
         with av.open(
             opened.file,
             mode="r",
             format=_DEMUXERS[opened.kind],
-            options=_STREAM_OPTIONS if isinstance(opened.file, _Stream) else _CONTAINER_OPTIONS,
+            options=_STREAM_OPTIONS if is_stream else _CONTAINER_OPTIONS,
             metadata_errors="replace",
         ) as container:
-            reader = _Reader(container, opened.label, policy, settings, max_pixels, on_progress)
+            reader = _Reader(container, opened.label, policy, settings, max_pixels, on_progress, is_stream)
             yield from reader.frames(chooser(reader.stated_seconds))
             reader.check_end(opened.kind)
     except (av.FFmpegError, ValueError, RuntimeError) as error:
@@ -174,13 +175,15 @@ class _Reader:
         settings: ImageSettings,
         max_pixels: int,
         on_progress: OnVideoProgress | None,
+        is_endless: bool,
     ) -> None:
+        self._is_endless = is_endless  # no cap on its length: it takes as long as it takes
         self._container, self._label, self._policy, self._settings = container, label, policy, settings
         self._max_pixels, self._on_progress = max_pixels, on_progress
         self._stream = self._picture_stream()
-        self._state = _State()
+        self._state, self._clock = _State(), VideoClock()
         self.stated_seconds = self._stated_seconds()
-        if self.stated_seconds is not None:
+        if self.stated_seconds is not None and not is_endless:
             self._require_seconds(self.stated_seconds)
 
     def _picture_stream(self) -> VideoStream:
@@ -222,26 +225,16 @@ class _Reader:
     def frames(self, chooser: Chooser) -> Iterator[VideoFrame]:
         """Yield the chosen frames."""
         for packet in self._container.demux():  # all streams: the longest is the length the container states
-            time = self._packet_time(packet)
-            if packet.stream is not self._stream:
+            is_picture = packet.stream is self._stream
+            time = self._clock.packet_time(packet, is_picture)
+            if time is not None and not self._is_endless:
+                self._require_seconds(time)
+            if not is_picture:
                 continue
             if time is not None and self._on_progress is not None:
                 self._on_progress(max(0.0, time), self.stated_seconds)
             for decodable in self._due(packet, time, chooser.earliest):
                 yield from self._chosen(decodable, chooser)
-
-    def _packet_time(self, packet: Packet[Any]) -> float | None:
-        """Return when a packet's picture begins, from the first frame; None at the end or where it does not say."""
-        stamp = packet.pts if packet.pts is not None else packet.dts
-        if stamp is None or packet.time_base is None:
-            return None
-        state, time = self._state, float(stamp * packet.time_base)
-        end = time + float((packet.duration or 0) * packet.time_base)  # the last of a slide show stands for long
-        state.end = end if state.end is None else max(state.end, end)
-        if state.first_time is None:  # all packets of a short video come before its first frame
-            return 0.0
-        self._require_seconds(time - state.first_time)
-        return time - state.first_time
 
     def _due(self, packet: Packet[Any], time: float | None, earliest: float) -> list[Packet[Any]]:
         """Return the packets to decode now that this one is there."""
@@ -284,14 +277,12 @@ class _Reader:
                 state.num_damaged += 1
                 continue
             state.num_pixels += frame.width * frame.height
-            if state.num_pixels > self._policy.max_decoded_pixels:
+            if state.num_pixels > self._policy.max_decoded_pixels and not self._is_endless:
                 raise MediaError(
                     f"{self._label}: decoding the video takes too long: its pictures are large or its key frames far "
                     "apart; convert it to a smaller size or raise max_decoded_pixels of the video policy"
                 )
-            if state.first_time is None:
-                state.first_time = frame.time
-            time = frame.time - state.first_time
+            time = self._clock.frame_time(frame.time)
             if time >= chooser.earliest:
                 yield VideoFrame.of(time, self._rgb(frame))
 
@@ -300,26 +291,26 @@ class _Reader:
         self._require_size(frame.width, frame.height)
         aspect = self._stream.codec_context.sample_aspect_ratio
         width = frame.width if not aspect else max(1, round(frame.width * float(aspect)))
-        turns = round(frame.rotation / 90) % 4  # counter-clockwise
-        size = (frame.height, width) if turns % 2 else (width, frame.height)
+        shown = orientation_of(frame)
+        size = (frame.height, width) if shown.swap else (width, frame.height)
         size = frame_size(size, self._settings, self._policy, self._label)
-        width, height = size[::-1] if turns % 2 else size
+        width, height = size[::-1] if shown.swap else size
         scaled = frame.reformat(width, height, "rgb24", interpolation=Interpolation.BICUBIC)
-        pixels: npt.NDArray[np.uint8] = np.ascontiguousarray(np.rot90(scaled.to_ndarray(), turns))
+        pixels: npt.NDArray[np.uint8] = np.ascontiguousarray(shown.upright(scaled.to_ndarray()))
         return pixels
 
     def check_end(self, kind: str) -> None:
         """Raise MediaError where too little came out of a file of some kind."""
-        state, stated = self._state, self.stated_seconds
-        if state.first_time is None:
+        state, clock, stated = self._state, self._clock, self.stated_seconds
+        if clock.first is None:
             raise MediaError(f"{self._label}: not one frame of the video can be decoded; save or download it again")
         if state.num_damaged > max(1, MAX_DAMAGED_SHARE * state.num_packets):
             raise MediaError(
                 f"{self._label}: {state.num_damaged} of {state.num_packets} packets of the video are damaged; "
                 "save or download it again"
             )
-        start = 0.0 if kind == "audio/webm" else state.first_time  # Matroska states the end, not the length
-        seconds = (state.end or 0.0) - start
+        start = 0.0 if kind == "audio/webm" else clock.first  # Matroska states the end, not the length
+        seconds = (clock.end or 0.0) - start
         if stated is not None and seconds < stated - max(MAX_LOST_SECONDS, MAX_LOST_SHARE * stated):
             raise MediaError(
                 f"{self._label}: the video ends after {seconds:.1f} s of the stated {stated:.1f} s; "

@@ -37,7 +37,7 @@ class RecordDataset:
     ) -> None:
         self.lengths = lengths  # tokens of each
         self.skipped = skipped  # why, a line for each
-        self.digest = digest  # of the file and of what was skipped
+        self.digest = digest  # of the file, of its media and of what was skipped
         self.media = media  # that occur
         self._processor = processor
         self._records = records
@@ -70,7 +70,7 @@ class RecordDataset:
         """
         root = media_root or path.parent
         lines = list(read_lines(path))
-        records, lengths, skipped = [], [], []
+        records, lengths, skipped, looks = [], [], [], []
         media: set[Medium] = set()
         for n, (line, source) in enumerate(lines, 1):
             try:
@@ -84,10 +84,12 @@ class RecordDataset:
                 records.append(record)
                 lengths.append(len(example.prompt.token_ids))
                 media |= {span.kind for span in example.prompt.spans}
+                looks += [image.digest.hex() for image in example.prompt.images]
+                looks += [clip.digest.hex() for clip in example.prompt.audios]
             on_progress(n, len(lines))
         if not records:
             raise RecordError(f"{path}: has no records that can be used")
-        text = "\n".join([*(line for line, _ in lines), *skipped])
+        text = "\n".join([*(line for line, _ in lines), *skipped, *looks])
         digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         return cls(processor, records, lengths, skipped, digest, frozenset(media), root, max_tokens)
 

@@ -23,6 +23,7 @@ from tianquan.backends.torch import TorchOps
 from tianquan.checkpoint import Checkpoint, find_folder, open_checkpoint
 from tianquan.checkpoint.dense_folder import save_dense, source_format
 from tianquan.checkpoint.loader import TensorFiles
+from tianquan.checkpoint.low_bit import checksum
 from tianquan.errors import ParameterError
 from tianquan.models.omni_model import OmniModel
 from tianquan.quantization.recipes import find_recipe
@@ -136,6 +137,7 @@ class Finetuning:
         if not isinstance(self.checkpoint.files, TensorFiles):
             raise ParameterError(f"{options.model}: is a low-bit folder; training starts from the original checkpoint")
         _check_output(options.output)
+        self._identity = _identity(self.checkpoint.folder)
         self.dataset = self._open_dataset(options.data)
         self.evaluation = None if options.evaluation_data is None else self._open_dataset(options.evaluation_data)
 
@@ -212,7 +214,7 @@ class Finetuning:
         """Return what must be the same for a run to be resumed, beside the plan's numbers."""
         ignored = {"output", "workers", "device", "save_seconds", "evaluation_data", "gradient_checkpointing"}
         content = {key: str(value) for key, value in asdict(self.options).items() if key not in ignored}
-        text = json.dumps([content, self.dataset.digest], sort_keys=True)
+        text = json.dumps([content, self.dataset.digest, self._identity], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _build(self, checkpoint: Checkpoint) -> tuple[AnswerObjective, Callable[[], None]]:
@@ -232,7 +234,8 @@ class Finetuning:
 
             def save() -> None:
                 assert isinstance(checkpoint.files, TensorFiles)
-                format = source_format(checkpoint.files)
+                # Rounded to 16 bits first, a matrix would have other low-bit scales than it was trained with.
+                format = "float32" if options.quantization_aware else source_format(checkpoint.files)
                 save_dense(checkpoint.folder, checkpoint.config, tree, format, options.output / "model")
         else:
             torch.manual_seed(options.seed)  # of the factors' first values
@@ -279,6 +282,12 @@ def score_records(objective: AnswerObjective, dataset: RecordDataset, on_progres
             on_progress(start + len(examples), len(dataset))
     objective.train(was_training)
     return score
+
+
+def _identity(folder: Path) -> list[str]:
+    """Return what tells a checkpoint from another of its name: its weights, sizes, tokenizer and template."""
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+    return [f"{path.name} {checksum(path)}" for path in files]
 
 
 def _round(tree: ModuleTree, checkpoint: Checkpoint, recipe: str) -> None:

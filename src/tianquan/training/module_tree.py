@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tianquan.backends.torch import ModuleHandle
+from tianquan.backends.torch import LowBitWeight, ModuleHandle
 from tianquan.checkpoint.names import module_path, stored_name
 from tianquan.models.weights import WeightSource
 
@@ -130,8 +130,11 @@ class ModuleTree(nn.Module):
     def _attach(self, name: str, handle: ModuleHandle) -> ModuleHandle:
         path = module_path(name)
         if path in self._handles:  # a head tied to the embedding: one parameter, two modules
-            assert isinstance(handle.module, nn.Linear)
-            handle.module.weight = self._handles[path].module.weight
+            tied = self._handles[path].module
+            if isinstance(handle.module, nn.Linear):
+                handle.module.weight = tied.weight
+            else:  # low bits
+                handle.module = tied
             return handle
         parent, _, leaf = path.rpartition(".")
         self._parent(parent).add_module(leaf, handle.module)
@@ -155,6 +158,7 @@ def _to_numpy(values: Any) -> npt.NDArray[np.float32]:
 
 
 def count_parameters(module: nn.Module) -> tuple[int, int]:
-    """Return (values that are trained, values in all) of a tree."""
+    """Return (values that are trained, values in all) of a tree; those in low bits are no parameters, but count."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
-    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes)
+    low_bit = sum(part.num_values for part in module.modules() if isinstance(part, LowBitWeight))
+    return sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes) + low_bit

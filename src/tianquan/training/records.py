@@ -19,6 +19,7 @@ from tianquan.errors import TianquanError
 from tianquan.processing.messages import Message, parse_messages
 
 _CONVERSATION_KEYS = ("conversations", "messages")
+_NO_BYTE_OF_TEXT = re.compile("[\udc80-\udcff]")  # what stands for a byte that is not UTF-8
 _PAIRED = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that means half of a character
 
 
@@ -44,8 +45,10 @@ def parse_record(line: str, source: str) -> Record:
     """Return the record of one line.
 
     Raises:
-        RecordError: not JSON, no conversation, wrong roles, or no answer to learn.
+        RecordError: not UTF-8, not JSON, no conversation, wrong roles, or no answer to learn.
     """
+    if not line.isascii() and _NO_BYTE_OF_TEXT.search(line):
+        raise RecordError(f"{source}: not UTF-8 text")
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:  # ValueError also for an integer of thousands of digits
@@ -93,17 +96,15 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
     """Yield (line, "FILE:LINE") of the lines of a records file that are not blank.
 
     Raises:
-        RecordError: the file cannot be read as UTF-8 text.
+        RecordError: the file cannot be read.
     """
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8", errors="surrogateescape") as file:  # a bad byte spoils its line only
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield line, f"{path.name}:{number}"
     except OSError as error:
         raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise RecordError(f"{path}: not UTF-8 text") from error
 
 
 def read_records(path: Path) -> list[Record]:

@@ -94,7 +94,7 @@ def write_report(report: FinetuneReport, output: Path) -> Path:
         if len(report.skipped) > _SKIPPED_SHOWN:
             lines.append(f"- and {len(report.skipped) - _SKIPPED_SHOWN} more")
     path = output / "report.md"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")  # paths may be no text
     return path
 
 

@@ -10,11 +10,13 @@ so that a full disk or a kill leaves the last good one. No pickle: tensors are s
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +25,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tianquan.checkpoint.new_folder import check_new_folder, new_folder
-from tianquan.errors import TianquanError
+from tianquan.checkpoint.new_folder import check_new_folder, new_folder, remove_stale
+from tianquan.errors import CheckpointError, TianquanError
 from tianquan.training.plan import TrainingPlan
 from tianquan.training.tensor_file import save_tensors
 
@@ -67,10 +69,11 @@ def save_state(
         for moment, value in memory.get(parameter, {}).items()
     }
     folder = run / f"state-{step:08d}"
-    if folder.exists():  # a resumed run that came to the same step again
-        shutil.rmtree(folder)
+    assert not folder.exists(), f"{folder}: a step is saved once"
+    for stale in run.glob(".state-*.partial-*"):  # of steps that a run does not come to again
+        remove_stale(run / stale.name.removeprefix(".").partition(".partial-")[0])
     size = sum(tensor.nbytes for tensors in (weights, moments) for tensor in tensors.values())
-    with new_folder(check_new_folder(folder), 2 * size) as temporary:
+    with new_folder(check_new_folder(folder), size) as temporary:
         save_tensors(weights, temporary / "weights.safetensors")
         save_tensors(moments, temporary / "optimizer.safetensors")
         files = {path.name: _digest(path) for path in sorted(temporary.glob("*.safetensors"))}
@@ -84,6 +87,30 @@ def save_state(
     for old in saved_states(run)[:-_KEPT_STATES]:
         shutil.rmtree(old)
     return folder
+
+
+@contextmanager
+def only_run(run: Path) -> Iterator[None]:
+    """Hold a run's folder: two runs in one would remove each other's states.
+
+    Raises:
+        StateError: another process holds it.
+        CheckpointError: it cannot be written.
+    """
+    path = run / "lock"
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror}); name another output") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StateError(f"{run}: another training runs in it; wait, or name another output") from None
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be locked ({error.strerror}); name another output") from error
+        yield
 
 
 def saved_states(run: Path) -> list[Path]:

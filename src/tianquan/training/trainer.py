@@ -35,7 +35,7 @@ from tianquan.training.log import TrainingLog
 from tianquan.training.muon import Muon
 from tianquan.training.objective import Item, Objective, StepLoss
 from tianquan.training.plan import TrainingPlan
-from tianquan.training.state import load_state, restore, save_state, saved_states
+from tianquan.training.state import load_state, only_run, restore, save_state, saved_states
 
 _AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _FIRST_SCALE = 2.0**12  # of a float16 loss; the scaler finds its own from there
@@ -108,6 +108,7 @@ class Trainer(Generic[Item]):
         self._optimizers = _make_optimizers(objective, self._parameters, plan)
         self._overflows = 0
         self.step = 0  # finished steps
+        self._saved_step: int | None = None
 
     def train(self) -> int:
         """Train to the end of the plan, or until interrupted; return the finished steps.
@@ -117,9 +118,11 @@ class Trainer(Generic[Item]):
             StateError: the saved state is broken or of another plan.
         KeyboardInterrupt: asked by Ctrl-C, SIGTERM or SIGHUP; the step was finished and the state saved.
         """
-        self._resume()
-        if self.step >= self.plan.num_steps:
-            return self.step
+        with only_run(self._run) if self._accelerator.is_main_process else nullcontext():
+            self._resume()
+            return self._train() if self.step < self.plan.num_steps else self.step
+
+    def _train(self) -> int:
         # The weights lie where the backend put them; accelerate knows the kind of device only.
         model = self._accelerator.prepare(self._objective, device_placement=[False])
         model.train()
@@ -139,6 +142,7 @@ class Trainer(Generic[Item]):
                     if clock.time_to_save():
                         self._save()
                 self._save()
+                was_interrupted |= interruption.asked  # meanwhile
         finally:
             self._accelerator.free_memory()  # what shares gradients holds on to the group of processes
             if log is not None:
@@ -166,6 +170,11 @@ class Trainer(Generic[Item]):
             # A traceback that somebody keeps would keep the loader, and so its workers, who mind no signal: they
             # would be waited for at the end of the process, for ever.
             traceback.clear_frames(error.__traceback__)
+            if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # it has no type of its own
+                raise TrainingError(
+                    f"step {self.step + 1}: a worker that reads records was killed, perhaps for want of memory; use "
+                    "fewer workers; the states saved before are good"
+                ) from error
             raise
 
     def _train_step(
@@ -270,13 +279,14 @@ class Trainer(Generic[Item]):
         restore(state, self._parameters, self._optimizers)
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(state.scaler)
-        self.step = state.step
+        self.step = self._saved_step = state.step
 
     def _save(self) -> None:
-        if not self._accelerator.is_main_process:
+        if not self._accelerator.is_main_process or self.step == self._saved_step:
             return
         scaler = self._scaler.state_dict()
         save_state(self._run, self.step, self.plan, self._parameters, self._optimizers, scaler)
+        self._saved_step = self.step
 
 
 def end_processes() -> None:

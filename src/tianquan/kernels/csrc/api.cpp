@@ -7,6 +7,7 @@
 
 #include <unistd.h>
 
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -27,21 +28,29 @@ struct Session {
 struct Handle {
   const Kernels* kernels;
   int num_threads;
-  Session* session;
+  std::atomic<Session*> session;
 };
+
+// The session of this process. Two threads of a forked child may come first: one's session is kept.
+Session& session_of(Handle& handle) {
+  Session* session = handle.session;
+  if (session->process == getpid()) return *session;
+  auto made = std::make_unique<Session>(handle.num_threads);
+  if (handle.session.compare_exchange_strong(session, made.get())) return *made.release();
+  return *session;
+}
 
 // The session of this process, locked.
 class Locked {
  public:
-  explicit Locked(void* handle) : handle_(*static_cast<Handle*>(handle)) {
-    if (handle_.session->process != getpid()) handle_.session = new Session(handle_.num_threads);
-    lock_ = std::unique_lock<std::mutex>(handle_.session->mutex);
-  }
-  Runtime& runtime() { return handle_.session->runtime; }
-  const Kernels* operator->() const { return handle_.kernels; }
+  explicit Locked(Handle& handle)
+      : kernels_(handle.kernels), session_(session_of(handle)), lock_(session_.mutex) {}
+  Runtime& runtime() { return session_.runtime; }
+  const Kernels* operator->() const { return kernels_; }
 
  private:
-  Handle& handle_;
+  const Kernels* kernels_;
+  Session& session_;
   std::unique_lock<std::mutex> lock_;
 };
 
@@ -63,7 +72,7 @@ int32_t guarded(const Work& work) {
 template <typename Work>
 int32_t with_session(void* handle, const Work& work) {
   return guarded([&] {
-    Locked session(handle);
+    Locked session(*static_cast<Handle*>(handle));
     work(session);
   });
 }
@@ -105,7 +114,8 @@ TIANQUAN_EXPORT int32_t tq_open(const char* isa, int32_t num_threads, void** han
 
 TIANQUAN_EXPORT void tq_close(void* handle) {
   Handle* h = static_cast<Handle*>(handle);
-  if (h->session->process == getpid()) delete h->session;
+  Session* session = h->session;
+  if (session->process == getpid()) delete session;
   delete h;
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from tianquan.backends.kv_cache import SequenceBatch
 from tianquan.engine.interface import EngineOptions
 from tianquan.errors import MediaError, ParameterError, PromptError, TianquanError
 from tianquan.llm import GREEDY
+from tianquan.session_file import read_messages, write_messages
 from tolerances import KV_STORAGE, relative_rmse
 
 SHORT = replace(GREEDY, max_tokens=6, ignore_eos=True)
@@ -155,6 +157,14 @@ def turned_sideways():
     picture = Image.fromarray(CAT)
     picture.getexif()[0x0112] = 6
     return picture
+
+
+def test_names_of_files_that_are_no_text_come_back(tmp_path):
+    name = os.fsdecode(b"/tmp/caf\xe9 \xff.png")
+    messages = [{"role": "user", "content": {"text": "咖啡", "image": [name]}}]
+    write_messages(tmp_path / "talk.json", messages)
+    assert read_messages(tmp_path / "talk.json") == messages
+    assert "咖啡" in (tmp_path / "talk.json").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import base64
 import io
 import json
 import os
+import re
 import sys
 import wave
 from contextlib import suppress
@@ -23,6 +24,7 @@ from tianquan.processing.image import decoded_rgb
 from tianquan.processing.messages import MediaSource, parse_source
 
 _SAMPLE_RATE = 16000
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def to_json(messages: list[dict[str, Any]]) -> str:
@@ -38,7 +40,8 @@ def write_messages(path: Path, messages: list[dict[str, Any]]) -> None:
     """
     if not path.name:
         raise TianquanError(f"{path}: is a folder; expected the name of a file")
-    text = to_json(messages).encode("utf-8", "replace") + b"\n"
+    # A name of a file that is no UTF-8 has halves of characters in it: escaped, they come back as they were.
+    text = _HALF.sub(lambda half: f"\\u{ord(half[0]):04x}", to_json(messages)).encode() + b"\n"
     temporary = path.with_name(path.name + ".part")
     try:
         temporary.write_bytes(text)

@@ -5,6 +5,7 @@ import json
 import os
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -109,6 +110,25 @@ def test_a_gigantic_row_is_an_error_and_is_not_held(plan, tmp_path):
     _, rows = run(plan(max_body_bytes=2000))
     assert [row["error"] and row["error"]["code"] for row in rows] == ["row_too_large", None, "row_too_large"]
     assert "3000018 bytes" in rows[0]["error"]["message"]
+
+
+def test_a_row_within_the_limit_is_answered_however_it_is_written_again(plan, tmp_path):
+    body = {"model": "checkpoint", "prompt": [7] * 450, "max_tokens": 1}
+    row = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}
+    line = json.dumps(row, separators=(",", ":"))
+    assert len(line) < 1024 < len(json.dumps(body))
+    (tmp_path / "in.jsonl").write_text(line + "\n")
+    _, (answered,) = run(plan(max_body_bytes=1024))
+    assert answered["response"]["status_code"] == 200
+
+
+@pytest.mark.parametrize("change", [{"max_media_bytes": 4096}, {"max_body_bytes": 2048}, {"media_root": Path("/tmp")}])
+def test_another_limit_or_root_is_another_job(plan, tmp_path, media_root, change):
+    """Its errors and answers would be others."""
+    assert plan(**change).digest != plan().digest
+    here, there = (replace(plan(), input=folder / "in.jsonl") for folder in (media_root, tmp_path))
+    assert replace(here, config=replace(here.config, media_root=None)).digest == here.digest  # the input's own
+    assert here.digest != there.digest
 
 
 def test_deep_nesting_and_large_numbers_are_errors(plan, tmp_path):

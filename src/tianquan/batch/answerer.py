@@ -26,6 +26,7 @@ _TRIES = 2  # of a row whose answer failed through no fault of its own
 _QUEUE_FULL = 429
 _PAUSE_SECONDS = 0.2
 _MAX_QUEUE = 100_000  # answers; a row may ask for 64 prompts times 32
+_MORE_BYTES = 4096  # of a row that is written again
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 _WRITE_SECONDS = 3600.0  # nobody is slow here
 
@@ -73,7 +74,9 @@ class RowAnswerer:
     def __init__(self, llm: LLM, config: ServeConfig, job: bytes, seed: int) -> None:
         self._job = job
         self._seed = seed
-        self._service = Service(replace(config, max_queue=_MAX_QUEUE))
+        # Rows are held against their cap where they are read; written again, they may be longer.
+        most = 2 * config.max_body_bytes + _MORE_BYTES
+        self._service = Service(replace(config, max_queue=_MAX_QUEUE, max_body_bytes=most))
         self._service.fetcher = PathFetcher(
             domains=frozenset(config.allow_media_domain), root=config.media_root, max_bytes=config.max_media_bytes
         )
@@ -120,7 +123,8 @@ class RowAnswerer:
         body = dict(request.body)
         if body.get("seed") is None:
             body["seed"] = (self._seed + row.number) % 2**63
-        connection = _Connection(json.dumps(body, ensure_ascii=False).encode("utf-8", errors="surrogatepass"))
+        text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+        connection = _Connection(text.encode("utf-8", errors="surrogatepass"))
         call = Call(_scope(request.url, id), connection.receive, connection.send, _WRITE_SECONDS)
         try:
             await ROUTES[request.url]["POST"](self._service, call)

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
 import stat
 import time
 from collections import deque
@@ -55,11 +56,13 @@ class BatchPlan:
     @property
     def digest(self) -> bytes:
         """Of what answers depend on beside the input, as the user gave it."""
-        config = self.config
+        config, root = self.config, self.config.media_root
         given = [
             *(config.model_name, config.revision, config.precision, config.backend, config.kv_format),
             *(config.max_model_len, config.max_tokens, self.seed),
             *(config.max_slices, config.max_image_tokens, config.long_audio),
+            *(config.max_media_bytes, config.max_body_bytes),
+            None if root is None or root == self.input.parent else os.path.abspath(root),
             *config.adapters,
         ]
         return hashlib.sha256(json.dumps(given).encode()).digest()

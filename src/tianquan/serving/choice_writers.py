@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import uuid
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from tianquan.processing.tokenizer import Tokenizer
 from tianquan.request import TokenLogprob
 from tianquan.serving.generation import Piece
-from tianquan.serving.response_forms import AnswerForm, chat_logprobs, completion_logprobs
+from tianquan.serving.response_forms import AnswerForm, TokenOffsets, chat_logprobs, completion_logprobs
 from tianquan.tools import Tool, ToolCall, parse_tool_calls
 
 Reason = Literal["stop", "length"]
@@ -152,12 +153,12 @@ class TextWriter(ChoiceWriter):
 
     def __init__(self, form: AnswerForm, tokenizer: Tokenizer, has_logprobs: bool) -> None:
         super().__init__(form, tokenizer, has_logprobs)
-        self._offsets: dict[int, int] = {}
+        self._offsets: defaultdict[int, TokenOffsets] = defaultdict(TokenOffsets)
 
     def _choice(self, index: int, text: str, logprobs: Sequence[TokenLogprob], reason: str | None) -> Choice:
-        offset = self._offsets.get(index, 0)
-        self._offsets[index] = offset + len(text)
-        form = completion_logprobs(self._tokenizer, logprobs, offset) if self._has_logprobs else None
+        form = None
+        if self._has_logprobs:
+            form = completion_logprobs(self._tokenizer, logprobs, self._offsets[index])
         return {"index": index, "text": text, "logprobs": form, "finish_reason": reason}
 
     def first(self, index: int) -> Choice | None:

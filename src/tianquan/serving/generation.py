@@ -246,30 +246,28 @@ class Generation:
             self._one_ended()
             raise output
         self._observe(choice, output, arrival.when)
-        text = ""
-        for token_id in output.token_ids:
-            if token_id not in choice.stop_token_ids:
-                text += choice.stream.add(token_id)
-        choice.held += (logprob for logprob in output.logprobs if logprob.token_id not in choice.stop_token_ids)
+        text, certain = "", list[TokenLogprob]()
+        for n, token_id in enumerate(output.token_ids):
+            if token_id in choice.stop_token_ids or choice.stream.stopped:
+                continue
+            added = choice.stream.add(token_id)
+            choice.held += output.logprobs[n : n + 1]
+            if added:
+                text += added
+                certain += choice.held
+                choice.held = []
         if output.end is None:
-            return self._piece(arrival.index, text, None)
+            return Piece(arrival.index, text, tuple(certain))
         choice.end = output.end
         choice.request_id = -1
         self._one_ended()
         if output.end.error is not None:
             raise output.end.error
-        text += choice.stream.finish()
+        rest = choice.stream.finish()
+        if rest or not choice.stream.stopped:  # else these tokens are the stop string's
+            certain += choice.held
         reason: FinishReason = "stop" if choice.stream.stopped else _finish_reason(output.end)
-        return self._piece(arrival.index, text, reason)
-
-    def _piece(self, index: int, text: str, reason: FinishReason | None) -> Piece:
-        """Return the text that became certain, with the log-probabilities of the tokens behind it."""
-        choice = self._choices[index]
-        if not text and reason is None:
-            return Piece(index, "")
-        held = [] if choice.stream.stopped and not text else choice.held
-        choice.held = []
-        return Piece(index, text, tuple(held), reason)
+        return Piece(arrival.index, text + rest, tuple(certain), reason)
 
     def _observe(self, choice: _Choice, output: RequestOutput, when: float) -> None:
         num_tokens = len(output.token_ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -65,22 +66,37 @@ def chat_logprobs(tokenizer: Tokenizer, logprobs: Sequence[TokenLogprob]) -> dic
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(tokenizer: Tokenizer, logprobs: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
-    """Return log-probabilities as text completions have them; `offset` characters came before."""
+class TokenOffsets:
+    """Where in the text of an answer its tokens begin; one inside a character begins where the character does."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._num_characters = 0  # whole ones
+
+    def next(self, data: bytes) -> int:
+        """Return the offset of the next token, whose bytes are given."""
+        offset = self._num_characters
+        self._num_characters += len(self._decoder.decode(data))
+        return offset
+
+
+def completion_logprobs(
+    tokenizer: Tokenizer, logprobs: Sequence[TokenLogprob], offsets: TokenOffsets
+) -> dict[str, Any]:
+    """Return log-probabilities as text completions have them; `offsets` knows the tokens that came before."""
 
     def text(token_id: int) -> str:
-        return tokenizer.token_bytes(token_id).decode("utf-8", errors="replace")
+        data = tokenizer.token_bytes(token_id)
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:  # part of a character; keys of `top_logprobs` must differ
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
-    tokens = [text(place.token_id) for place in logprobs]
-    offsets = []
-    for token in tokens:
-        offsets.append(offset)
-        offset += len(token)
     return {
-        "tokens": tokens,
+        "tokens": [text(place.token_id) for place in logprobs],
         "token_logprobs": [place.logprob for place in logprobs],
         "top_logprobs": [{text(token_id): logprob for token_id, logprob in place.top} for place in logprobs],
-        "text_offset": offsets,
+        "text_offset": [offsets.next(tokenizer.token_bytes(place.token_id)) for place in logprobs],
     }
 
 

@@ -17,6 +17,7 @@ from scaling.ray_processes import PATIENCE
 from tianquan.llm import GREEDY
 from tianquan.scaling.front import conversation_of
 from tianquan.scaling.replica import ForwardedRequest
+from tianquan.serving.api_error import ApiError
 
 BEGINNING = "a beginning that is long enough to fill some blocks of keys and values, so that it can be found again: "
 LONG_ANSWER = 3000  # tokens
@@ -112,7 +113,7 @@ def processor_seconds(process):
 
 def request(body, salt=""):
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return ForwardedRequest(method="POST", path="/", content_type="", id="", salt=salt, body=data)
+    return ForwardedRequest(method="POST", path="/", content_type="application/json", id="", salt=salt, body=data)
 
 
 def test_what_makes_a_conversation():
@@ -125,3 +126,5 @@ def test_what_makes_a_conversation():
     for body in (b"{", b"[]", b"7", {"messages": 3}, {"messages": [3]}, {"prompt": 7}, {}, b"[" * 100_000):
         assert conversation_of(request(body)) != conversation_of(request(body))
     assert conversation_of(request({"prompt": "once"})) == conversation_of(request({"prompt": "once"}))
+    with pytest.raises(ApiError, match="commas and opening brackets"):  # before it is parsed
+        conversation_of(request(b'{"messages":[' + b"[]," * 500_000 + b"[]]}"))

@@ -299,7 +299,7 @@ def test_errors_of_the_server_are_the_client_s_own(serve, served_llm):
             client.chat.completions.create(messages=HELLO, **GREEDY)
         assert full.value.code == "queue_full"
         assert int(full.value.response.headers["retry-after"]) >= 1
-        place.leave()
+        place.give_back()
         assert client.chat.completions.create(messages=HELLO, **GREEDY).choices
     ready = threading.Event()
     with running(served_llm, load=lambda: ready.wait(20) and served_llm) as server, server.openai() as client:

@@ -15,6 +15,8 @@ import pytest
 
 from running_server import HASTY, running, wait_until
 from tianquan.request import SamplingParams
+from tianquan.serving.admission import Admission
+from tianquan.serving.api_error import ApiError
 from tianquan.serving.config import ServeConfig
 from tianquan.serving.routes import build_app
 from tianquan.serving.service import Service
@@ -312,6 +314,62 @@ def test_stopping_aborts_what_takes_too_long(served_llm):
     assert time.monotonic() - began < 8
     wait_until(lambda: not served_llm.driver.engine.has_work)
     assert served_llm.statistics().num_blocks_in_use == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_is_cut_off_by_a_stop_is_told(served_llm, stream):
+    with running(served_llm, shutdown_seconds=0) as server:
+        connection = begin(server, stream)
+        if stream:
+            response = connection.getresponse()
+            response.readline()
+        else:
+            wait_until(lambda: server.engine.statistics().num_running == 1)
+        server.server.stop()
+        if not stream:
+            response = connection.getresponse()
+        body = response.read().decode()
+        connection.close()
+    assert response.status == (200 if stream else 503)
+    assert response.headers["x-request-id"]
+    if stream:
+        *_, event, end = (line.removeprefix("data: ") for line in body.splitlines() if line.startswith("data: "))
+        assert end == "[DONE]"
+        body = event
+    assert json.loads(body)["error"]["code"] == "stopping"
+
+
+def test_a_recording_nobody_waits_for_is_not_decoded(serve, media_root, monkeypatch):
+    """It waits for memory that others hold; its place is free as soon as its client is gone."""
+    decoded = []
+    with serve() as server:
+        monkeypatch.setattr(server.service.llm.processor, "load_clips", lambda *_, **__: decoded.append(1) or [])
+        budget = server.service.decoded_seconds
+        budget._held = budget._amount  # as if others were being decoded
+        body = b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.wav"\r\n\r\n'
+        body += (media_root / "speech_1s_16k.wav").read_bytes() + b"\r\n--x--\r\n"
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+        kind = {"Content-Type": "multipart/form-data; boundary=x"}
+        connection.request("POST", "/v1/audio/transcriptions", body, kind)
+        wait_until(lambda: server.service.admission.num_taken == 1)
+        wait_until(lambda: server.service.admission.num_bytes == len(body))
+        connection.close()
+        wait_until(lambda: server.service.admission.num_taken == 0)
+        assert server.service.admission.num_bytes == 0
+        budget._held = 0.0
+        assert decoded == []
+
+
+def test_the_bytes_of_a_request_count_until_its_client_has_the_answer():
+    admission = Admission(max_running=1, max_queue=0, max_bytes=100)
+    with admission.enter() as place:
+        place.hold(90)
+        place.give_back()
+        assert (admission.num_taken, admission.num_bytes) == (0, 90)
+        with admission.enter() as second, pytest.raises(ApiError) as full:
+            second.hold(20)
+        assert full.value.status == 429
+    assert (admission.num_taken, admission.num_bytes) == (0, 0)
 
 
 def test_a_taken_port_is_one_clear_error(served_llm, server):

@@ -474,6 +474,29 @@ def test_media_root(serve, media_root, data_url):
         assert server.chat([{"type": "image_url", "image_url": {"url": "file:///../case"}}]).status == 400
 
 
+def test_named_media_are_read_once_and_bounded_together(serve, tmp_path, media_root):
+    names = [f"{n}.png" for n in range(8)]
+    data = (media_root / "tiny_100x60.png").read_bytes()
+    size = max(len(data), 4096)
+    for name in names:
+        (tmp_path / name).write_bytes(data + bytes(size - len(data)))
+    parts = [{"type": "image_url", "image_url": {"url": f"file:///{name}", "detail": "low"}} for name in names]
+    with serve(media_root=tmp_path, max_media_bytes=size, max_media=16) as server:
+        fetch, asked = server.service.fetcher, []
+
+        async def fetcher(url):
+            asked.append(url)
+            return await fetch(url)
+
+        server.service.fetcher = fetcher
+        assert server.chat(parts[:1] * 12).status == 200  # one file
+        assert len(asked) == 1
+        assert server.chat(parts[:4]).status == 200
+        assert server.chat(parts[:5]).status == 413
+        assert server.chat(parts[:5]).error["code"] == "too_large"
+        wait_until(lambda: server.service.admission.num_bytes == 0)
+
+
 def test_many_media(serve, data_url):
     part = {"type": "image_url", "image_url": {"url": data_url("tiny_100x60.png"), "detail": "low"}}
     with serve(max_media=2) as server:

@@ -26,7 +26,7 @@ from tianquan.scaling.cluster import LOCAL, check_model, connected, plan_share, 
 from tianquan.scaling.replica import REPLICA_HEADER, ConversationRouter, ForwardedRequest, Message, Replica
 from tianquan.serving.admission import Admission
 from tianquan.serving.api_error import ApiError, ClientGoneError
-from tianquan.serving.body import BodyReader
+from tianquan.serving.body import BodyReader, check_marks
 from tianquan.serving.call import Call
 from tianquan.serving.config import ServeConfig
 from tianquan.serving.gate import Gate
@@ -184,7 +184,13 @@ def conversation_of(request: ForwardedRequest) -> str:
     """Return what requests of one conversation share: a digest of its beginning, up to the first user message.
 
     Requests without one get a number of their own, which spreads them.
+
+    Raises:
+        ApiError: 400, JSON of more values than a replica takes.
     """
+    if not request.content_type.lower().startswith("application/json"):
+        return uuid.uuid4().hex
+    check_marks(request.body)
     try:
         body = json.loads(request.body)
         messages, prompt = body.get("messages"), body.get("prompt")

@@ -59,7 +59,7 @@ class Admission:
 
 
 class Place:
-    """One or more places held by a request, until `leave`."""
+    """One or more places held by a request, until `give_back`, and the bytes that came with it, until its end."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
@@ -96,16 +96,17 @@ class Place:
         if self._admission.num_bytes > self._admission.max_bytes:
             raise self._admission.refuse()
 
-    def leave(self) -> None:
-        """Give all places back. Doing it twice is no harm."""
+    def give_back(self) -> None:
+        """Give all places back: others may be answered. The bytes stay until the client has taken its answer."""
         if self._num_held:
             self._admission.num_taken -= self._num_held
             self._admission.record(time.monotonic() - self._since)
-            self._admission.num_bytes -= self._num_bytes
-            self._num_held = self._num_bytes = 0
+            self._num_held = 0
 
     def __enter__(self) -> Place:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.leave()
+        self.give_back()
+        self._admission.num_bytes -= self._num_bytes
+        self._num_bytes = 0

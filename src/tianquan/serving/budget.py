@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+
+Wait = Callable[[Awaitable[None]], Awaitable[None]]
+
+
+async def _for_ever(work: Awaitable[None]) -> None:
+    await work
 
 
 class Budget:
@@ -21,19 +27,27 @@ class Budget:
         self._given_back = asyncio.Event()
 
     @asynccontextmanager
-    async def hold(self, most: float) -> AsyncIterator[Share]:
-        """Wait for `most`, or for everything if it is more, and hold it until the end."""
-        most = min(most, self._amount)
+    async def hold(self, most: float, wait: Wait = _for_ever) -> AsyncIterator[Share]:
+        """Hold `most`, or everything if it is more, until the end.
+
+        Args:
+            most: of the amount.
+            wait: awaits until it is there, or raises where it need not be any more.
+        """
+        share = Share(self, 0.0)
+        try:
+            await wait(self._take(min(most, self._amount), share))
+            yield share
+        finally:
+            share.keep(0.0)
+
+    async def _take(self, most: float, share: Share) -> None:
         async with self._first:
             while self._held + most > self._amount:
                 self._given_back.clear()
                 await self._given_back.wait()
             self._held += most
-        share = Share(self, most)
-        try:
-            yield share
-        finally:
-            share.keep(0.0)
+            share.amount = most
 
     def give_back(self, amount: float) -> None:
         """Take back a part; what waits looks again."""

@@ -16,7 +16,7 @@ from tianquan.serving import protocol
 from tianquan.serving.api_error import ApiError
 from tianquan.serving.call import Call
 from tianquan.serving.choice_writers import ChatWriter, ChoiceWriter, Reason, TextWriter
-from tianquan.serving.conversation import chat_sampling, completion_sampling, resolve, text_len
+from tianquan.serving.conversation import chat_sampling, completion_sampling, text_len
 from tianquan.serving.generation import Generation, Inbox, Piece, Ping
 from tianquan.serving.response_forms import AnswerForm, timings_form, usage_form
 from tianquan.serving.service import Service
@@ -50,7 +50,7 @@ async def chat_completions(service: Service, call: Call) -> None:
         place.extend(sampling.n - 1)
         async with open_inbox(service, call) as inbox:
             service.check_text_len(text_len(body.messages))
-            messages = await resolve(body.messages, service.config.max_media, service.fetcher)
+            messages = await service.resolve(inbox, place, body.messages)
             prepared = await service.prepare(inbox, lambda: service.chat_prompt(with_tools(messages, tools)))
             salt = salt_of(call, body)
             generation = await service.generate(call, inbox, place, [prepared], sampling, model=model, salt=salt)

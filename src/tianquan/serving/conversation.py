@@ -137,13 +137,16 @@ def text_len(messages: Sequence[Any]) -> int:
     return whole + called + sum(len(part.text) for _, part in _parts(messages) if isinstance(part, protocol.TextPart))
 
 
-async def resolve(messages: Sequence[Any], max_media: int, fetch: Fetch) -> list[dict[str, Any]]:
+async def resolve(
+    messages: Sequence[Any], max_media: int, fetch: Fetch, hold: Callable[[int], None]
+) -> list[dict[str, Any]]:
     """Return a conversation as the processor takes it, with the bytes of its media: no URL and no path is left.
 
     Args:
         messages: of a checked body.
         max_media: most pictures, recordings and videos.
-        fetch: gives the bytes of a URL, or raises.
+        fetch: gives the bytes of a URL, or raises; asked once for each.
+        hold: counts bytes that did not come with the body, or raises.
 
     Raises:
         ApiError: too many media, a kind that is not supported, or one that cannot be had.
@@ -155,13 +158,18 @@ async def resolve(messages: Sequence[Any], max_media: int, fetch: Fetch) -> list
             code="too_many_media",
         )
     sources: dict[str, bytes] = {}  # by where they are: a list of parts of one message each
+    fetched: dict[str, bytes] = {}  # by URL, those of other places
     for where, part in _parts(messages):
         url = _url(part)
-        if url is not None:
-            try:
-                sources[where] = await fetch(url)
-            except Exception as error:
-                raise as_api_error(error, where) from error
+        if url is None:
+            continue
+        try:
+            sources[where] = data = fetched[url] if url in fetched else await fetch(url)
+        except Exception as error:
+            raise as_api_error(error, where) from error
+        if not url.startswith("data:") and url not in fetched:
+            hold(len(data))
+            fetched[url] = data
     return [_resolved(message, f"messages[{n}]", sources) for n, message in enumerate(messages)]
 
 

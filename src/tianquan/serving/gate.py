@@ -7,6 +7,7 @@ the page must open to ask for the key.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import json
@@ -139,9 +140,10 @@ class Gate:
             status = call.status
         except ClientGoneError:
             status = _CLIENT_CLOSED
-        except asyncio.CancelledError:
-            status = _CLIENT_CLOSED
-            raise
+        except asyncio.CancelledError:  # the server stops, and waited long enough
+            with contextlib.suppress(ClientGoneError):
+                await self._fail(call, ApiError(503, "the server is stopping", code="stopping"))
+            status = call.status
         finally:
             self._record(call, status or 500)
 
@@ -155,12 +157,15 @@ class Gate:
             known = as_api_error(error)
             if known.status == 500:
                 logger.error("request %s failed", call.id, exc_info=error)
-            if call.status:  # a stream that has begun cannot change its status
-                await call.send_event(known.body())
-                await call.end_events()
-            else:
-                await call.respond(known.response())
-            call.notes["error"] = known.code or known.status
+            await self._fail(call, known)
+
+    async def _fail(self, call: Call, error: ApiError) -> None:
+        call.notes["error"] = error.code or error.status
+        if call.status:  # a stream that has begun cannot change its status
+            await call.send_event(error.body())
+            await call.end_events()
+        else:
+            await call.respond(error.response())
 
     def _check(self, call: Call) -> None:
         request = call.request

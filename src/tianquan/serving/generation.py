@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from tianquan.engine.interface import EngineRequest, RequestEnd, RequestOutput
 from tianquan.engine_driver import EngineDriver
@@ -23,6 +23,8 @@ from tianquan.request import FinishReason, Prompt, TokenLogprob, Usage
 from tianquan.serving.api_error import ClientGoneError
 from tianquan.serving.metrics import Metrics
 from tianquan.text_stream import TextStream, stop_watch
+
+Result = TypeVar("Result")
 
 _PING = object()
 _GONE = object()
@@ -85,7 +87,29 @@ class Inbox:
         self._ping_seconds = ping_seconds
         self._quiet_since = time.monotonic()
         self._timer: asyncio.TimerHandle | None = None
-        self.is_gone = False
+        self._gone = asyncio.Event()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the client closed the connection; may be asked from any thread."""
+        return self._gone.is_set()
+
+    async def unless_gone(self, work: Awaitable[Result]) -> Result:
+        """Return what work gives, which is cancelled when the client goes first.
+
+        Raises:
+            ClientGoneError: it did.
+        """
+        task, gone = asyncio.ensure_future(work), asyncio.ensure_future(self._gone.wait())
+        try:
+            await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not task.done():
+                raise ClientGoneError
+            return task.result()
+        finally:
+            for one in (task, gone):
+                one.cancel()
+            await asyncio.gather(task, gone, return_exceptions=True)
 
     def put(self, item: Any) -> None:
         """Add an item."""
@@ -115,7 +139,7 @@ class Inbox:
         """Wait until the client is gone. The body must have been read."""
         while (await receive())["type"] != "http.disconnect":
             pass
-        self.is_gone = True
+        self._gone.set()
         self.put(_GONE)
 
     def start_pings(self) -> None:

@@ -12,7 +12,7 @@ from tianquan.serving import protocol
 from tianquan.serving.api_error import ApiError
 from tianquan.serving.call import Call
 from tianquan.serving.completion_routes import chat_completions, completions, open_inbox
-from tianquan.serving.conversation import resolve, text_len
+from tianquan.serving.conversation import text_len
 from tianquan.serving.gate import Gate
 from tianquan.serving.metrics import CONTENT_TYPE
 from tianquan.serving.openapi import openapi_document
@@ -62,8 +62,8 @@ async def tokenize(service: Service, call: Call) -> None:
         if isinstance(given[0], str):
             token_ids = await service.on_thread(service.llm.tokenizer.encode_text, given[0])
         else:
-            messages = await resolve(given[0], service.config.max_media, service.fetcher)
             async with open_inbox(service, call) as inbox:
+                messages = await service.resolve(inbox, place, given[0])
                 prepared = await service.prepare(inbox, lambda: service.chat_prompt(messages))
             token_ids = prepared.prompt.token_ids.tolist()
         await call.respond_json({"count": len(token_ids), "max_model_len": service.max_model_len, "tokens": token_ids})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,11 +21,13 @@ from tianquan.serving.body import BodyReader
 from tianquan.serving.budget import Budget
 from tianquan.serving.call import Call
 from tianquan.serving.config import ServeConfig
+from tianquan.serving.conversation import resolve
 from tianquan.serving.generation import Generation, Inbox, Mailroom
 from tianquan.serving.media_fetch import MediaFetcher
 from tianquan.serving.metrics import Metrics
 
-_MAX_BODIES = 8  # bodies of full size in memory at the same time
+_MAX_BODIES = 8  # bodies, or named media, of full size in memory at the same time
+_MAX_FETCHED = 4  # media of full size that one request may name
 _MAX_DECODED = 4  # recordings of full length that are decoded at the same time: 230 MB an hour each
 
 Result = TypeVar("Result")
@@ -55,7 +57,8 @@ class Service:
         self.model_name = config.model_name
         self.created = int(time.time())
         self.metrics = Metrics()
-        self.admission = Admission(config.max_num_seqs, config.max_queue, _MAX_BODIES * config.max_body_bytes)
+        most_bytes = _MAX_BODIES * max(config.max_body_bytes, config.max_media_bytes)
+        self.admission = Admission(config.max_num_seqs, config.max_queue, most_bytes)
         self.reader = BodyReader(config.max_body_bytes, config.patience)
         self.decoded_seconds = Budget(_MAX_DECODED * config.max_audio_seconds)
         self.fetcher = MediaFetcher(
@@ -160,6 +163,24 @@ class Service:
         """Run work on media and text off the event loop; cancelled work that waits is never begun."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
+    async def resolve(self, inbox: Inbox, place: Place, messages: Sequence[Any]) -> list[dict[str, Any]]:
+        """Return a conversation with the bytes of its media; see `conversation.resolve`.
+
+        Raises:
+            ApiError: also 413, the media it names are too large together; 429, those of all requests are.
+            ClientGoneError: nobody waits for it any more.
+        """
+        num_bytes, most = 0, _MAX_FETCHED * self.config.max_media_bytes
+
+        def hold(num_more: int) -> None:
+            nonlocal num_bytes
+            num_bytes += num_more
+            if num_bytes > most:
+                raise ApiError(413, f"the media that are named have more than {most} bytes together", code="too_large")
+            place.hold(num_more)
+
+        return await inbox.unless_gone(resolve(messages, self.config.max_media, self.fetcher, hold))
+
     async def prepare(self, inbox: Inbox, make: Callable[[], Prompt]) -> Prepared:
         """Make a prompt on a thread.
 
@@ -205,7 +226,7 @@ class Service:
         Args:
             call: the HTTP request.
             inbox: of the HTTP request.
-            place: given back when the engine is done, if `is_last`.
+            place: its places are given back when the engine is done, if `is_last`.
             prepared: the prompts.
             sampling: how tokens are chosen.
             model: who answers.
@@ -239,7 +260,7 @@ class Service:
             self.mailroom,
             self.metrics,
             began=call.began,
-            on_end=place.leave if is_last else lambda: None,
+            on_end=place.give_back if is_last else lambda: None,
         )
 
     async def _request(self, item: Prepared, params: SamplingParams, salt: str) -> EngineRequest:

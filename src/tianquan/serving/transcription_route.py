@@ -20,7 +20,7 @@ from tianquan.llm import TRANSCRIBE_INSTRUCTION, TRANSCRIBE_SAMPLING
 from tianquan.request import Prompt, SamplingParams, Usage
 from tianquan.serving import protocol
 from tianquan.serving.admission import Place
-from tianquan.serving.api_error import ApiError
+from tianquan.serving.api_error import ApiError, ClientGoneError
 from tianquan.serving.call import Call
 from tianquan.serving.completion_routes import open_inbox
 from tianquan.serving.generation import Inbox, Ping
@@ -40,8 +40,8 @@ async def transcriptions(service: Service, call: Call) -> None:
         model = service.find_model(body.model)
         sampling = replace(TRANSCRIBE_SAMPLING, temperature=body.temperature or 0.0)
         most = service.config.max_audio_seconds
-        async with open_inbox(service, call) as inbox, service.decoded_seconds.hold(most) as held:
-            clips = await service.on_thread(_clips, service, content)
+        async with open_inbox(service, call) as inbox, service.decoded_seconds.hold(most, inbox.unless_gone) as held:
+            clips = await service.on_thread(_clips, service, inbox, content)
             held.keep(sum(map(len, clips)) / service.llm.processor.sample_rate)
             run = _Transcription(service, model, call, place, inbox, body, sampling, clips)
             if body.stream:
@@ -77,7 +77,9 @@ def _parse(fields: dict[str, str]) -> protocol.TranscriptionRequest:
     return body
 
 
-def _clips(service: Service, content: bytes) -> list[Clip]:
+def _clips(service: Service, inbox: Inbox, content: bytes) -> list[Clip]:
+    if inbox.is_gone:
+        raise ClientGoneError
     policy = replace(service.config.media_policy, long_audio="chunk")
     return service.llm.processor.load_clips(content, policy, label="file")
 

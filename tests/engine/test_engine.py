@@ -266,6 +266,13 @@ def test_weights_that_overflow_on_the_way_are_no_answer(checkpoint_folder, tmp_p
         llm.chat([{"role": "user", "content": "hello"}])
 
 
+def test_an_abort_that_comes_too_late_is_no_work(bench):
+    engine = bench.engine()
+    engine.abort(12345)
+    assert not engine.has_work
+    assert engine.statistics().num_waiting == 0
+
+
 def test_abort_at_any_step_frees_every_block(bench):
     request = bench.request(bench.prompt("word " * 70), max_tokens=30, ignore_eos=True)
     for num_steps in (0, 1, 2, 5, 9):

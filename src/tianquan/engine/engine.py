@@ -110,7 +110,12 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """True while a request has not ended."""
-        return bool(self._active or self._inbox)
+        return bool(self._active) or self._num_new > 0
+
+    @property
+    def _num_new(self) -> int:
+        """Requests that no step has seen; an abort in the inbox may be of one that has ended."""
+        return sum(isinstance(item, _Active) for item in tuple(self._inbox))
 
     def add(self, request: EngineRequest) -> int:
         """Queue a request and return its id. May be called from any thread.
@@ -178,7 +183,7 @@ class Engine:
         prefix, encoder, scheduler = self._prefixes.statistics, self._encoder_cache.statistics, self._scheduler
         return EngineStatistics(
             num_running=len(scheduler.running),
-            num_waiting=len(scheduler.waiting) + len(self._inbox),
+            num_waiting=len(scheduler.waiting) + self._num_new,
             num_blocks=self._prefixes.num_blocks,
             num_blocks_in_use=self._prefixes.num_blocks - self._prefixes.num_available,
             num_blocks_cached=self._prefixes.num_cached,

@@ -358,7 +358,7 @@ DEEPER_STAGES: dict[str, Stage] = {
     ),
     "rely": replace(
         DEEPER,
-        plan=replace(FLOAT32, num_steps=440, schedule="linear", warmup_steps=10, seed=47),
+        plan=replace(FLOAT32, num_steps=360, schedule="linear", warmup_steps=10, seed=47),
         after="discern",
         depth=DEEPEST,
         parts=("language_model", "audio.projection", "audio.begin_end"),

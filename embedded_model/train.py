@@ -2,13 +2,13 @@
 
     python -m embedded_model.train FOLDER                                    # from nothing to what is shipped
     python -m embedded_model.train FOLDER --stage answers --seconds 3600     # one of them, for an hour
-    python -m embedded_model.train FOLDER --start src/tianquan/assets/embedded --stage heads
+    python -m embedded_model.train FOLDER --from src/tianquan/assets/embedded --stage heads
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m embedded_model.train FOLDER    # two cores
 
 FOLDER/blueprint is the checkpoint that training starts from (and FOLDER/blueprint-6-5-layers, say, the one that stages
 with a deeper language model or vision encoder go on from), FOLDER/STAGE the run of each stage (states, metrics.csv,
 loss.png, TensorBoard events). A stage starts from the weights the stage before ended with and goes on where it was
-stopped; without --seconds Ctrl-C stops it, and the same command goes on. With --start the stages before the first
+stopped; without --seconds Ctrl-C stops it, and the same command goes on. With --from the stages before the first
 that is named need not be there: what they gave is in the checkpoint.
 """
 
@@ -170,7 +170,7 @@ def _begin(blueprint: Path, start: Path | None) -> None:
     elif start is not None and not filecmp.cmp(start / WEIGHTS, blueprint / WEIGHTS, shallow=False):
         raise ParameterError(
             f"{blueprint.parent}: began with other weights than those of {start}; name another folder, or go on "
-            f"with --start {blueprint}"
+            f"with --from {blueprint}"
         )
 
 
@@ -263,7 +263,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--stage", choices=STAGES, help="one stage; all in order to the shipped one by default")
     parser.add_argument(
-        "--start", type=Path, help="checkpoint that a new FOLDER begins with, instead of an untrained one"
+        "--from", dest="start", type=Path, help="checkpoint that a new FOLDER begins with, instead of an untrained one"
     )
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop and save after this time")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw and speak")

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -75,20 +76,51 @@ def test_a_forked_child_has_its_own_pool() -> None:
     linear = ops.make_linear(quantize(normal(64, 96), INT4_G32), None)
     x = normal(33, 96)
     expected = ops.linear(x, linear)
+    assert exit_code_of_child(lambda: np.array_equal(ops.linear(x, linear), expected)) == 0
+    assert np.array_equal(ops.linear(x, linear), expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_threads_of_a_forked_child_share_one_pool() -> None:
+    """Both call first: each finds the parent's pool, and one makes the child's."""
+    ops = NativeOps(2)
+    linear = ops.make_linear(quantize(normal(64, 96), INT4_G32), None)
+    x = normal(33, 96)
+    expected = ops.linear(x, linear)
+
+    def together() -> bool:
+        start = threading.Barrier(8)
+        right = []
+
+        def call() -> None:
+            start.wait()
+            right.extend(np.array_equal(ops.linear(x, linear), expected) for _ in range(20))
+
+        threads = [threading.Thread(target=call) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return right == [True] * 160
+
+    for _ in range(5):
+        assert exit_code_of_child(together) == 0
+
+
+def exit_code_of_child(work: Callable[[], bool]) -> int:
+    """Return 0 where work is true in a forked child."""
     child = os.fork()
     if child == 0:
-        os._exit(0 if np.array_equal(ops.linear(x, linear), expected) else 1)
+        os._exit(0 if work() else 1)
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
-            assert os.waitstatus_to_exitcode(status) == 0
-            break
+            return os.waitstatus_to_exitcode(status)
         time.sleep(0.01)
-    else:
-        os.kill(child, 9)
-        pytest.fail("the child hangs")
-    assert np.array_equal(ops.linear(x, linear), expected)
+    os.kill(child, 9)
+    pytest.fail("the child hangs")
 
 
 def test_an_idle_pool_uses_no_processor_time() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -85,12 +84,9 @@ def evaluate(
     if any(result.records for result in evaluation.results):
         found = report.to_dict(evaluation, [str(path) for path in data])
         report.print_tables(found)
-        if json_file is not None:
-            write_atomically(
-                json_file, (json.dumps(found, ensure_ascii=False, indent=1) + "\n").encode(errors="backslashreplace")
-            )
-        if markdown is not None:
-            write_atomically(markdown, report.to_markdown(found).encode(errors="backslashreplace"))
+        for path, text in ((json_file, report.to_json(found)), (markdown, report.to_markdown(found))):
+            if path is not None:
+                write_atomically(path, text.encode(errors="backslashreplace"))  # paths may be no text
     if isinstance(stopped, KeyboardInterrupt):
         raise typer.Exit(130)
     if stopped is not None:

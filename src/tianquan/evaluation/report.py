@@ -17,6 +17,7 @@ The JSON form has these keys; a share is 0 to 1, sizes are bytes, a value that w
 from __future__ import annotations
 
 import datetime
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -203,6 +204,11 @@ def heading(report: dict[str, Any]) -> str:
     if report["reference"]:
         parts.append(f"reference {report['reference']}")
     return ", ".join(parts) + ("" if report["complete"] else "; INTERRUPTED, what was finished:")
+
+
+def to_json(found: dict[str, Any]) -> str:
+    """Return what `to_dict` gave as JSON."""
+    return json.dumps(found, ensure_ascii=False, indent=1) + "\n"
 
 
 def to_markdown(report: dict[str, Any]) -> str:

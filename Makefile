@@ -22,7 +22,7 @@ demo: $(VENV)/installed
 	$(BIN)/python scripts/demo.py
 
 test: $(VENV)/developed
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-training: $(TRAINING_VENV)/developed
 	OMP_NUM_THREADS=1 $(TRAINING_VENV)/bin/python -m pytest tests/training tests/backends/test_torch.py

@@ -57,8 +57,9 @@ class Service:
         self.model_name = config.model_name
         self.created = int(time.time())
         self.metrics = Metrics()
-        most_bytes = _MAX_BODIES * max(config.max_body_bytes, config.max_media_bytes)
-        self.admission = Admission(config.max_num_seqs, config.max_queue, most_bytes)
+        names_media = config.media_root is not None or config.allow_media_domain
+        largest = max(config.max_body_bytes, config.max_media_bytes if names_media else 0)
+        self.admission = Admission(config.max_num_seqs, config.max_queue, _MAX_BODIES * largest)
         self.reader = BodyReader(config.max_body_bytes, config.patience)
         self.decoded_seconds = Budget(_MAX_DECODED * config.max_audio_seconds)
         self.fetcher = MediaFetcher(

@@ -19,6 +19,12 @@ ENCODERS = replace(
     digits_share=0.65,
 )
 DEEPEST = Depth(language=6, vision=8)
+# What mostly pictures of scenes and numbers still teach.
+SCENES = replace(ENCODERS, depth=DEEPEST, sound_every=8, text_share=0.35, digits_share=0.75)
+# What stands behind encoders that are left alone.
+READING = replace(
+    DEEPER, depth=DEEPEST, parts=("language_model", "audio.projection", "audio.begin_end"), dense_share=0.0
+)
 DEEPER_STAGES: dict[str, Stage] = {
     # To count some things among others, or how often a ball turns, is several steps: find, compare, add up. Four layers
     # were few for that.
@@ -279,25 +285,18 @@ DEEPER_STAGES: dict[str, Stage] = {
     # Patches agreed on a cell and no cell told of the thing, for each had its own share in whose it is. What is small
     # covered no patch's centre, and what shared a cell was not told at all.
     "decide": replace(
-        ENCODERS,
+        SCENES,
         plan=replace(FLOAT32, num_steps=1750, schedule="linear", warmup_steps=20, seed=41),
         after="level",
-        depth=DEEPEST,
-        sound_every=8,
-        text_share=0.35,
-        digits_share=0.75,
     ),
     # Counting by a name that is heard was right half as often as by one that is read, and relations in Chinese, where
     # the direction follows both names, by chance.
     "heed": replace(
-        DEEPER,
+        READING,
         plan=replace(FLOAT32, num_steps=110, learning_rate=1e-3, warmup_steps=10, seed=42),
         after="decide",
-        depth=DEEPEST,
-        parts=("language_model", "audio.projection", "audio.begin_end"),
         weights={"relate": 6, "relation": 3, "spoken_question": 5, "spoken_each": 4},
         chinese={"relation": 0.85, "relate": 0.85},
-        dense_share=0.0,
     ),
     "steady": replace(
         DEEPER,
@@ -348,20 +347,14 @@ DEEPER_STAGES: dict[str, Stage] = {
     ),
     # What was unlearned together with the answers is learned again, and this time left alone afterwards.
     "discern": replace(
-        ENCODERS,
+        SCENES,
         plan=replace(FLOAT32, num_steps=1000, schedule="linear", warmup_steps=20, seed=46),
         after="name_again",
-        depth=DEEPEST,
-        sound_every=8,
-        text_share=0.35,
-        digits_share=0.75,
     ),
     "rely": replace(
-        DEEPER,
+        READING,
         plan=replace(FLOAT32, num_steps=360, schedule="linear", warmup_steps=10, seed=47),
         after="discern",
-        depth=DEEPEST,
-        parts=("language_model", "audio.projection", "audio.begin_end"),
         weights={
             "interview": 16,
             "tally": 8,
@@ -393,7 +386,6 @@ DEEPER_STAGES: dict[str, Stage] = {
             "film_speech": 3,
         },
         chinese={"relation": 0.75, "relate": 0.75, "two_images": 0.6, "two_images_each": 0.6, "count": 0.55},
-        dense_share=0.0,
         rounded="int4",
     ),
 }

@@ -4,10 +4,10 @@ import itertools
 
 import pytest
 
+from instruction_sets import open_or_skip
 from tianquan.backends.native import NativeOps
 from tianquan.backends.reference import ReferenceOps
-from tianquan.errors import BackendError
-from tianquan.kernels.library import ISAS, Isa, library_path
+from tianquan.kernels.library import ISAS, Isa
 
 
 @pytest.fixture(
@@ -19,13 +19,7 @@ def native(request: pytest.FixtureRequest) -> NativeOps:
     """Every instruction set with one and two threads, one of them also with three and four."""
     isa: Isa
     isa, threads = request.param
-    library_path()  # a library that was not built is no reason to skip
-    try:
-        return NativeOps(threads, isa)
-    except BackendError as error:
-        if isa == "scalar":
-            raise
-        pytest.skip(str(error))
+    return open_or_skip(isa, lambda: NativeOps(threads, isa))
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tianquan.errors import BackendError
-from tianquan.kernels.library import ISAS, KernelLibrary, library_path
+from instruction_sets import open_or_skip
+from tianquan.kernels.library import ISAS, KernelLibrary
 from tianquan.quantization.format import FORMATS, INT4_G32, QuantFormat, QuantizedTensor
 from tianquan.quantization.quantizers import quantize
 
@@ -33,13 +33,7 @@ def test_error_on_normal_weights(format: QuantFormat) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("format", FORMATS.values(), ids=str)
 def test_the_kernel_gives_the_bits_of_the_definition(format: QuantFormat, isa: str) -> None:
-    library_path()  # a library that was not built is no reason to skip
-    try:
-        library = KernelLibrary(2, isa)
-    except BackendError as error:
-        if isa == "scalar":
-            raise
-        pytest.skip(str(error))
+    library = open_or_skip(isa, lambda: KernelLibrary(2, isa))
     rng = np.random.default_rng(0)
     for shape in ((8, 64), (20, 37), (3, 588), (33, 200)):
         weight = (rng.standard_normal(shape) ** 3 * 0.01).astype(np.float32)

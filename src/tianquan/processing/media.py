@@ -345,9 +345,8 @@ def _decode(opened: OpenedMedium, max_samples: int, of_video: bool) -> _Decoding
     ) as container:
         stream = _sound_stream(container, opened.label, of_video)
         every_track = of_video and opened.kind in _LENGTH_OF_FILE
-        for block in mono_blocks(
-            _decoded_frames(opened, container, stream, decoding, every_track), "s16", opened.label
-        ):
+        frames = _decoded_frames(opened, container, stream, decoding, every_track)
+        for block in mono_blocks(frames, "s16", opened.label):
             decoding.samples += block.tobytes()
             if len(decoding.samples) > 2 * max_samples:
                 raise too_long(opened.label, max_samples / SAMPLE_RATE)

@@ -143,7 +143,7 @@ class Gate:
         except asyncio.CancelledError:  # the server stops, and waited long enough
             with contextlib.suppress(ClientGoneError):
                 await self._fail(call, ApiError(503, "the server is stopping", code="stopping"))
-            status = call.status
+            status = call.status or _CLIENT_CLOSED
         finally:
             self._record(call, status or 500)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 
@@ -166,6 +167,31 @@ def test_what_is_not_a_regular_file(copied_folder, name, make):
     (copied_folder / name).unlink(missing_ok=True)
     make(copied_folder / name)
     with pytest.raises(CheckpointError, match=f"{name}: is not a regular file"):
+        open_checkpoint(copied_folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "chat_template.jinja", "generation_config.json", "quantization.json"]
+)
+def test_a_link_to_what_is_not_there(copied_folder, name):
+    (copied_folder / name).unlink(missing_ok=True)
+    (copied_folder / name).symlink_to("/nonexistent/file")
+    with pytest.raises(CheckpointError, match=f"{name}: is a link to what is not there"):
+        open_checkpoint(copied_folder)
+
+
+def test_a_model_that_is_a_link_to_what_is_not_there(tmp_path):
+    (tmp_path / "model").symlink_to("nowhere")
+    with pytest.raises(CheckpointError, match="is a link to what is not there"):
+        find_folder(tmp_path / "model")
+
+
+def test_no_address_space_is_left(copied_folder, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(np, "memmap", full)
+    with pytest.raises(CheckpointError, match=r"safetensors: cannot be mapped \(Cannot allocate memory\)"):
         open_checkpoint(copied_folder)
 
 

@@ -11,7 +11,9 @@ import tianquan
 from json_files import edit_json
 from shards import rewrite_shard
 from tianquan.checkpoint.low_bit import checksum
+from tianquan.checkpoint.safetensors_file import SafetensorsFile, write_safetensors
 from tianquan.errors import CheckpointError
+from tianquan.quantization.dense import round_to_bfloat16
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -114,6 +116,8 @@ def test_a_missing_file_is_refused_at_once(saved):
         ({"format_version": 2}, "newer"),
         ({"format_version": "x"}, "format_version"),
         ({"recipe": ...}, "recipe"),
+        ({"recipe": {"name": "int4\x1b[31m", "rules": [["*", "float32"]], "kv_format": "float16"}}, "name of the"),
+        ({"recipe": {"name": 4, "rules": [["*", "float32"]], "kv_format": "float16"}}, "name of the"),
         ({"recipe": {"name": "x", "rules": [], "kv_format": "float16"}}, "cover every weight"),
         ({"recipe": {"name": "x", "rules": [["*", {"bits": 3}]], "kv_format": "float16"}}, "newer version"),
         ({"recipe": {"name": "x", "rules": [["*", "int7"]], "kv_format": "float16"}}, "newer version"),
@@ -184,3 +188,18 @@ def test_values_a_format_cannot_hold(copied_folder):
     rewrite_shard(copied_folder, change)
     with pytest.raises(CheckpointError, match="float16"):
         tianquan.load(copied_folder, precision="float16").model.load_audio()
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8", "int4"])
+def test_values_too_small_for_a_format(copied_folder, precision):
+    name = "llm.model.layers.1.self_attn.v_proj.weight"
+    shard = next(path for path in copied_folder.glob("*.safetensors") if name in SafetensorsFile(path).tensors)
+    file = SafetensorsFile(shard)
+    tensors = {name: (stored.dtype, file.read(name).copy()) for name, stored in file.tensors.items()}
+    dtype, bits = tensors[name]
+    values = (bits.astype(np.uint32) << 16).view(np.float32) * np.float32(1e-7)
+    tensors[name] = (dtype, round_to_bfloat16(values))
+    write_safetensors(shard, tensors)
+    with pytest.raises(CheckpointError, match="too small"):
+        tianquan.load(copied_folder, precision=precision)
+    tianquan.load(copied_folder, precision="bfloat16")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import subprocess
@@ -41,20 +43,55 @@ def test_an_empty_folder_is_filled(tmp_path):
     assert [path.name for path in (tmp_path / "empty").iterdir()] == ["file"]
 
 
-def dead_pid() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tianquan.checkpoint.new_folder import new_folder
+with new_folder(Path(sys.argv[1]), 1) as temporary:
+    (temporary / "file").write_text("x")
+    print(temporary.name, flush=True)
+    sys.stdin.readline()
+"""
 
 
 def test_leftovers_of_killed_processes_are_removed(tmp_path):
-    kept = {f".out.partial-{os.getpid()}-abc", ".out.partial-notes", ".other.partial-1-abc", ".out.xyz"}
-    for name in (*kept, f".out.partial-{dead_pid()}-ab_c1"):
+    kept = {".out.partial-a.b", ".other.partial-1a", ".out.xyz"}
+    for name in (*kept, ".out.partial-9-ab_c1"):  # as versions before named theirs
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("x")
-    with new_folder(tmp_path / "out", 1) as temporary:
-        assert temporary.name.startswith(f".out.partial-{os.getpid()}-")
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "out")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        name = other.stdout.readline().strip()
+        with new_folder(tmp_path / "out", 1) as temporary:
+            assert temporary.name.startswith(".out.partial-")
+        assert {path.name for path in tmp_path.iterdir()} == kept | {"out", name}  # it is being written
+        other.kill()
+    (tmp_path / "out").rmdir()
+    with new_folder(tmp_path / "out", 1):
+        pass
     assert {path.name for path in tmp_path.iterdir()} == kept | {"out"}
+
+
+def test_where_nothing_can_be_locked_nothing_is_removed(tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fails)
+    (tmp_path / ".out.partial-ab").mkdir()
+    with new_folder(tmp_path / "out", 1):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.partial-ab"}
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o700), (0o002, 0o775)])
+def test_permissions_are_the_users(tmp_path, mask, mode):
+    before = os.umask(mask)
+    try:
+        with new_folder(tmp_path / "out", 1):
+            pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == mode
 
 
 def test_parents_it_made_are_removed_after_a_failure(tmp_path):

@@ -1,20 +1,24 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
+from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 
 from command_line import assert_refused, run
-from json_files import edit_json
 from tianquan.checkpoint import open_checkpoint
 from tianquan.errors import CheckpointError
 from tianquan.export import gguf_file
 from tianquan.export.gguf_file import interleaved, save_gguf
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+PLAIN = {"id": 0, "content": "!", "special": False, "normalized": False} | dict.fromkeys(
+    ("single_word", "lstrip", "rstrip"), False
+)
 # Largest error of a value, as a share of the largest in its block of 32: half a step, and the scale's rounding.
 STEP = {"f16": 2**-11, "q8_0": 0.5 / 127 + 2**-10, "q4_0": 1 / 8 + 2**-10}
 
@@ -84,28 +88,26 @@ def test_sizes_tokens_and_template(exported, checkpoint):
     assert "add_generation_prompt" in value["tokenizer.chat_template"]
 
 
-def copied(source, target):
-    shutil.copytree(source, target)
-    return target
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"normalizer": {"type": "NFKC"}}, "has a normalizer"),
-        ({"pre_tokenizer": {"type": "Whitespace"}}, "no name for"),
-        ({"pre_tokenizer": {**BYTE_LEVEL, "add_prefix_space": True}}, "no name for"),
-        ({"model": {"ignore_merges": True}}, "has ignore_merges true"),
+        (lambda file: file.update(normalizer={"type": "NFKC"}), "has a normalizer"),
+        (lambda file: file.update(pre_tokenizer={"type": "Whitespace"}), "no name for"),
+        (lambda file: file.update(pre_tokenizer={**BYTE_LEVEL, "add_prefix_space": True}), "no name for"),
+        (lambda file: file["pre_tokenizer"]["pretokenizers"][1].pop("use_regex"), "no name for"),  # then it is true
+        (lambda file: file["model"].update(ignore_merges=True), "has ignore_merges true"),
+        (lambda file: file["model"].update(end_of_word_suffix="</w>"), "has end_of_word_suffix"),
+        (lambda file: file["added_tokens"].append(PLAIN | {"single_word": True}), "is found by single_word"),
+        (lambda file: file["added_tokens"].append(PLAIN | {"lstrip": True}), "is found by single_word or lstrip"),
     ],
 )
-def test_a_tokenizer_that_llama_cpp_would_run_differently(checkpoint_folder, tmp_path, change, words):
-    folder = copied(checkpoint_folder, tmp_path / "model")
-    if "model" in change:
-        model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-        change = {"model": {**model, **change["model"]}}
-    edit_json(folder / "tokenizer.json", **change)
+def test_a_tokenizer_that_llama_cpp_would_run_differently(copied_folder, tmp_path, change, words):
+    path = copied_folder / "tokenizer.json"
+    definition = json.loads(path.read_text(encoding="utf-8"))
+    change(definition)
+    path.write_text(json.dumps(definition), encoding="utf-8")
     with pytest.raises(CheckpointError, match=words):
-        save_gguf(open_checkpoint(folder), "q8_0", tmp_path / "out.gguf")
+        save_gguf(open_checkpoint(copied_folder), "q8_0", tmp_path / "out.gguf")
     assert not list(tmp_path.glob("*out*"))
 
 
@@ -150,10 +152,42 @@ def test_what_no_half_precision_holds_is_refused(checkpoint, tmp_path, monkeypat
 
 
 def test_what_a_killed_export_left_is_removed(checkpoint, tmp_path):
-    left = tmp_path / f".out.gguf.partial-{2**22 + 1}-0"  # no process has such a number
-    left.write_bytes(b"half of it")
-    save_gguf(checkpoint, "f16", tmp_path / "out.gguf")
-    assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
+    left, written = (tmp_path / f".out.gguf.partial-{n}" for n in (1, 2))
+    for path in (left, written):
+        path.write_bytes(b"half of it")
+    with written.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        save_gguf(checkpoint, "f16", tmp_path / "out.gguf")
+    assert {path.name for path in tmp_path.iterdir()} == {"out.gguf", written.name}
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_file_that_appears_meanwhile_is_kept(checkpoint, tmp_path, monkeypatch, has_links):
+    def make(done, total):
+        (tmp_path / "out.gguf").write_text("theirs")
+
+    def fails(*_):
+        raise PermissionError
+
+    if not has_links:
+        monkeypatch.setattr(Path, "hardlink_to", fails)
+        save_gguf(checkpoint, "f16", tmp_path / "other.gguf")
+        (tmp_path / "other.gguf").unlink()
+    with pytest.raises(CheckpointError, match="made by another process meanwhile"):
+        save_gguf(checkpoint, "f16", tmp_path / "out.gguf", make)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["theirs"]
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("caf\udce9", "caf\ufffd"), ("models--owner--name/snapshots/0123abcd", "owner/name"), ("plain", "plain")],
+)
+def test_the_name_of_the_model(checkpoint_folder, tmp_path, path, name):
+    folder = tmp_path / path
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(checkpoint_folder, folder)
+    save_gguf(open_checkpoint(folder), "f16", tmp_path / "out.gguf")
+    assert gguf.GGUFReader(tmp_path / "out.gguf").fields["general.name"].contents() == name
 
 
 def test_an_error_on_the_way_leaves_nothing(checkpoint, tmp_path):

@@ -144,3 +144,10 @@ def test_a_panic_of_the_library_is_an_error_of_ours(definition, raised, expected
     tokenizer._bpe = Failing()
     with pytest.raises(expected):
         tokenizer.encode_text("a")
+
+
+def test_a_definition_that_the_library_panics_at(definition):
+    parsed = json.loads(definition)
+    parsed["model"]["continuing_subword_prefix"] = "##"
+    with pytest.raises(CheckpointError, match="is damaged or of an unknown kind"):
+        Tokenizer(json.dumps(parsed))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from instruction_sets import open_or_skip
 from tianquan.kernels.library import ISAS, KernelLibrary
 from tianquan.quantization.format import FORMATS, INT4_G32, QuantFormat, QuantizedTensor
-from tianquan.quantization.quantizers import quantize
+from tianquan.quantization.quantizers import quantize, round_to_format
 
 # Measured on normal weights, with a margin: the error a format is chosen for.
 ERRORS = {"int4-g32": 0.083, "int4-g64": 0.0925, "int4-g32-asym": 0.0745, "int4-g64-asym": 0.086, "int8-g64": 0.012}
@@ -49,7 +49,7 @@ def test_the_kernel_gives_the_bits_of_the_definition(format: QuantFormat, isa: s
 @given(st.sampled_from(list(FORMATS.values())), st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=70))
 def test_any_values(format: QuantFormat, values: list[float]) -> None:
     weight = np.array([values], np.float32)
-    definition, native = quantize(weight, format), quantize(weight, format, None, KernelLibrary(1))
+    definition, native = round_to_format(weight, format), round_to_format(weight, format, None, KernelLibrary(1))
     assert same_bits(definition, native)
     # no value is further off than the coarsest step of its group, whatever the group holds
     largest = np.abs(weight).max()
@@ -71,3 +71,14 @@ def test_values_that_cannot_be_stored_are_refused(bad: float) -> None:
     for library in (None, KernelLibrary(1)):
         with pytest.raises(ValueError, match="not finite or too large"):
             quantize(weight, INT4_G32, None, library)
+
+
+@pytest.mark.parametrize("format", FORMATS.values(), ids=str)
+def test_values_that_vanish_in_a_scale_are_refused(format: QuantFormat) -> None:
+    weight = np.random.default_rng(0).standard_normal((16, 128)).astype(np.float32)
+    with pytest.raises(ValueError, match="too small"):
+        quantize(weight * np.float32(1e-8), format)
+    quantize(weight * np.float32(1e-4), format)
+    quantize(np.zeros_like(weight), format)
+    weight[:4, :64] *= np.float32(1e-8)  # a part that is nothing beside the rest
+    quantize(weight, format)

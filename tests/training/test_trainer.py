@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -219,13 +220,13 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
 
 
 def test_what_a_kill_left_of_a_state_goes_with_the_next(tmp_path):
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    stale = tmp_path / f".state-00000777.partial-{gone.pid}-abcd"
-    written = tmp_path / f".state-00000778.partial-{os.getpid()}-abcd"  # by a process that runs
+    stale, written = (tmp_path / f".state-0000077{n}.partial-{n}abcd" for n in (7, 8))
     for folder in (stale, written):
         folder.mkdir(parents=True)
+    held = os.open(written, os.O_RDONLY)  # by a process that writes it
+    fcntl.flock(held, fcntl.LOCK_EX)
     run(tmp_path)
+    os.close(held)
     assert not stale.exists()
     assert written.exists()
 

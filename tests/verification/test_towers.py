@@ -95,6 +95,25 @@ def test_errors_of_weights(checkpoint):
     assert all("relative error 0.00e+00" in outcome.detail for outcome in exact)
 
 
+def test_one_matrix_that_a_recipe_destroys(checkpoint, monkeypatch):
+    broken = "language_model.layers.2.attention.value"
+    squares = towers._squares
+    sizes = []
+
+    def worse(got, expected):
+        sizes.append(expected.shape)
+        difference, size = squares(got, expected)
+        return (size, size) if len(sizes) == names.index(broken) + 1 else (difference, size)
+
+    names = [weight.name for weight in needed_weights(checkpoint.config) if weight.is_matrix]
+    monkeypatch.setattr(towers, "_squares", worse)
+    check = towers.check_weights(checkpoint, find_recipe("int8"), make_ops("native"), lambda *_: None)
+    outcomes = {outcome.name: outcome for outcome in check}
+    failed = [outcome for outcome in outcomes.values() if outcome.status == "FAILED"]
+    assert [outcome.name for outcome in failed] == ["language model weights in int8"]
+    assert broken in failed[0].detail
+
+
 @pytest.mark.parametrize(("value", "expected"), [(0, "FAILED"), (0x7FC0, "NaN")])
 def test_zero_and_damaged_weights(copied_folder, value, expected):
     def change(tensors):

@@ -45,7 +45,8 @@ def find_folder(model: str | Path, revision: str | None = None) -> Path:
             )
         return _EMBEDDED_FOLDER
     if present:
-        raise CheckpointError(f"{text}: is a file; expected a model folder")
+        found = "a file" if path.exists() else "a link to what is not there"
+        raise CheckpointError(f"{text}: is {found}; expected a model folder")
     if text.startswith((".", "/", "~")) or not _HUB_ID.fullmatch(text):
         raise CheckpointError(f"{text}: no such folder; give a model folder or a hub id (owner/name)")
     return _download(text, revision)

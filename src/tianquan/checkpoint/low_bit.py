@@ -31,7 +31,7 @@ from tianquan.backends.ops import Ops, Weight
 from tianquan.checkpoint.config_files import JsonFile
 from tianquan.checkpoint.new_folder import check_new_folder, new_folder
 from tianquan.checkpoint.plain_file import file_size, is_present
-from tianquan.checkpoint.safetensors_file import SafetensorsFile, SafetensorsWriter
+from tianquan.checkpoint.safetensors_file import SafetensorsFile, SafetensorsWriter, map_bytes
 from tianquan.checkpoint.tensor_list import NeededWeight, needed_weights
 from tianquan.checkpoint.weight_reader import OnProgress, WeightReader
 from tianquan.config import ModelConfig
@@ -80,10 +80,7 @@ def checksum(path: Path) -> str:
     hashed = hashlib.blake2b(digest_size=16)
     if file_size(path) == 0:  # cannot be mapped
         return hashed.hexdigest()
-    try:
-        data = np.memmap(path, dtype=np.uint8, mode="r")
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    data = map_bytes(path)
     block_bytes = _BLOCK_ROWS * _ROW_WORDS * _WORD
     whole = len(data) // block_bytes * block_bytes
 

@@ -1,19 +1,13 @@
-"""A folder that appears whole or not at all: written under a hidden name beside its place, then renamed.
-
-The hidden name is `.NAME.partial-PID-RANDOM`. A process that is killed leaves it behind; the next save under the
-same NAME removes it, once no process PID runs on this machine.
-"""
+"""A folder that appears whole or not at all: written under a hidden name beside its place, then renamed."""
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tianquan.checkpoint.partial_output import partial_output, remove_stale
 from tianquan.errors import CheckpointError
 
 
@@ -58,13 +52,9 @@ def new_folder(output: Path, size: int) -> Iterator[Path]:
                 f"{output.parent}: {format_bytes(free)} free, {format_bytes(size)} needed; free space or name "
                 "another disk"
             )
-        temporary = Path(tempfile.mkdtemp(prefix=f"{_partial_prefix(output)}{os.getpid()}-", dir=output.parent))
-        try:
-            temporary.chmod(0o755)  # mkdtemp makes it private
+        with partial_output(output, is_folder=True) as temporary:
             yield temporary
             temporary.replace(output)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
         made.clear()
     except OSError as error:
         raise CheckpointError(
@@ -95,30 +85,3 @@ def _remove_empty(folders: list[Path]) -> None:
             path.rmdir()
         except OSError:
             return  # somebody uses it by now
-
-
-def _partial_prefix(output: Path) -> str:
-    return f".{output.name}.partial-"
-
-
-def remove_stale(output: Path) -> None:
-    """Remove what killed processes left of writing `output`: hidden files and folders of the name above."""
-    pattern = re.compile(re.escape(_partial_prefix(output)) + r"(\d{1,9})-\w+")
-    for path in output.parent.iterdir():
-        match = pattern.fullmatch(path.name)
-        if match is None or _is_running(int(match[1])):
-            continue
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)  # signal 0 only asks
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True

@@ -12,15 +12,18 @@ from tianquan.errors import CheckpointError
 
 
 def is_present(path: Path) -> bool:
-    """Return whether there is anything at `path`.
+    """Return whether there is anything at `path`: a link that leads nowhere is, and cannot be read.
 
     Raises:
         CheckpointError: it cannot be told: the name is too long, or a folder above is closed to us.
     """
     try:
-        return path.exists()
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: no file can have such a name
+        return False
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    return True
 
 
 def file_size(path: Path) -> int:
@@ -32,6 +35,8 @@ def file_size(path: Path) -> int:
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError) as error:
+        if path.is_symlink():
+            raise CheckpointError(f"{path}: is a link to what is not there; download or copy it again") from error
         raise CheckpointError(f"{path}: not found; a model folder needs it") from error
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error

@@ -56,13 +56,25 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tensors = _read_header(path)
-        self._bytes = np.memmap(path, dtype=np.uint8, mode="r") if self.tensors else np.empty(0, np.uint8)
+        self._bytes = map_bytes(path) if self.tensors else np.empty(0, np.uint8)
 
     def read(self, name: str) -> npt.NDArray[Any]:
         """Return a read-only array on the mapped bytes of `name`."""
         stored = self.tensors[name]
         flat = self._bytes[stored.offset : stored.offset + stored.nbytes]
         return flat.view(_NUMPY_DTYPES[stored.dtype]).reshape(stored.shape)
+
+
+def map_bytes(path: Path) -> npt.NDArray[np.uint8]:
+    """Return the bytes of a file that is not empty, mapped read-only.
+
+    Raises:
+        CheckpointError: it cannot be read, or no address space is left for it.
+    """
+    try:
+        return np.memmap(path, dtype=np.uint8, mode="r")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be mapped ({error.strerror})") from error
 
 
 def _itemsize(dtype: str) -> int:

@@ -29,7 +29,8 @@ import numpy.typing as npt
 from tianquan.backends import make_ops
 from tianquan.checkpoint.dense_folder import ReadWeights
 from tianquan.checkpoint.loader import Checkpoint, TensorFiles
-from tianquan.checkpoint.new_folder import format_bytes, remove_stale
+from tianquan.checkpoint.new_folder import format_bytes
+from tianquan.checkpoint.partial_output import partial_output, remove_stale
 from tianquan.checkpoint.tensor_list import NeededWeight, needed_weights
 from tianquan.config import LanguageConfig
 from tianquan.errors import CheckpointError
@@ -105,7 +106,7 @@ def save_gguf(checkpoint: Checkpoint, type: GgufType, output: Path, on_progress:
     with _new_file(output, sum(tensor.nbytes for tensor in tensors)) as path:
         writer = gguf.GGUFWriter(path, "llama")
         with contextlib.closing(writer):
-            _add_config(writer, config, type, checkpoint.folder.resolve().name)
+            _add_config(writer, config, type, _model_name(checkpoint.folder.resolve()))
             _add_vocabulary(writer, vocabulary)
             for tensor in tensors:
                 writer.add_tensor_info(
@@ -171,6 +172,13 @@ def interleaved(matrix: Float32, num_heads: int) -> Float32:
     return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(matrix.shape)
 
 
+def _model_name(folder: Path) -> str:
+    """Return what to call a model: its folder's name, or the hub's where it lies in the hub's cache."""
+    repository = folder.parents[1].name if len(folder.parents) > 1 and folder.parent.name == "snapshots" else ""
+    name = repository.removeprefix("models--").replace("--", "/") if repository else folder.name
+    return os.fsencode(name).decode("utf-8", errors="replace")
+
+
 def _add_config(writer: Any, config: LanguageConfig, type: GgufType, name: str) -> None:
     writer.add_name(name)
     writer.add_file_type(_FILE_TYPES[type])
@@ -210,18 +218,33 @@ _LARGEST_HALF = 65504.0  # also of the scales of low-bit blocks
 @contextmanager
 def _new_file(output: Path, size: int) -> Iterator[Path]:
     """Give a path to write to, and rename it to `output` at the end; after an error nothing is left."""
-    if output.exists() or output.is_symlink():
+    if os.path.lexists(output):
         raise CheckpointError(f"{output}: exists already; name a new file")
-    temporary = output.with_name(f".{output.name}.partial-{os.getpid()}-0")
     try:
         remove_stale(output)
         free = shutil.disk_usage(output.parent).free
         if free < size:
             raise CheckpointError(f"{output.parent}: {format_bytes(free)} free, {format_bytes(size)} needed")
-        try:
+        with partial_output(output, is_folder=False) as temporary:
             yield temporary
-            temporary.rename(output)
-        finally:
-            temporary.unlink(missing_ok=True)
+            _name(temporary, output)
+    except FileExistsError as error:
+        raise CheckpointError(f"{output}: was made by another process meanwhile; name a new file") from error
     except OSError as error:
         raise CheckpointError(f"{output}: cannot be written ({error.strerror or error}); name another file") from error
+
+
+def _name(temporary: Path, output: Path) -> None:
+    """Give a file its name, which nobody else has.
+
+    Raises:
+        FileExistsError: somebody has.
+    """
+    try:
+        output.hardlink_to(temporary)  # fails where renaming would replace
+    except FileExistsError:
+        raise
+    except OSError:  # a disk without links
+        if os.path.lexists(output):
+            raise FileExistsError from None
+        temporary.rename(output)

@@ -28,6 +28,9 @@ _SPLITS = {
 }
 _BYTE_LEVEL_ALONE = "gpt-2"
 _IGNORES_MERGES = frozenset({"llama-bpe"})  # a word of the vocabulary is one token there, whatever the merges say
+# What changes tokens and has no place in the file: of the model, and of an added token.
+_OTHER_SPLITS = ("continuing_subword_prefix", "end_of_word_suffix", "unk_token", "fuse_unk")
+_OTHER_MATCHES = ("single_word", "lstrip", "rstrip")
 _TURN_END, _TEXT_END = "<|turn_end|>", "<|eos|>"
 
 
@@ -64,6 +67,9 @@ def read_vocabulary(checkpoint: Checkpoint) -> GgufVocabulary:
         raise CheckpointError(f"{label}: has a normalizer, which llama.cpp does not run; expected none")
     if model.get("type") != "BPE" or model.get("byte_fallback") or model.get("dropout"):
         raise CheckpointError(f"{label}: is no plain byte-level BPE; llama.cpp needs one")
+    other = [key for key in _OTHER_SPLITS if model.get(key)]
+    if other:
+        raise CheckpointError(f"{label}: has {', '.join(other)}, which llama.cpp does not know; expected none")
     pre = _pre_name(definition.get("pre_tokenizer"), label)
     ignores = bool(model.get("ignore_merges"))
     if ignores != (pre in _IGNORES_MERGES):
@@ -78,6 +84,11 @@ def read_vocabulary(checkpoint: Checkpoint) -> GgufVocabulary:
         tokens[id], types[id] = token, int(gguf.TokenType.NORMAL)
     structure = checkpoint.processor.tokenizer.special_token_ids
     for added in definition["added_tokens"]:
+        if any(added.get(key) for key in _OTHER_MATCHES):
+            raise CheckpointError(
+                f"{label}: token {printable(added['content'])!r} is found by {' or '.join(_OTHER_MATCHES)}, which "
+                "llama.cpp does not know"
+            )
         id = added["id"]
         kind = gguf.TokenType.CONTROL if id in structure else gguf.TokenType.USER_DEFINED
         tokens[id], types[id] = added["content"], int(kind)
@@ -99,7 +110,7 @@ def _pre_name(pre: Any, label: str) -> str:
     kinds = [part.get("type") for part in parts]
     if kinds == ["ByteLevel"] and parts[0].get("use_regex", True) and not parts[0].get("add_prefix_space"):
         return _BYTE_LEVEL_ALONE
-    if kinds == ["Split", "ByteLevel"] and not parts[1].get("use_regex") and not parts[1].get("add_prefix_space"):
+    if kinds == ["Split", "ByteLevel"] and not parts[1].get("use_regex", True) and not parts[1].get("add_prefix_space"):
         pattern = parts[0].get("pattern", {}).get("Regex", "")
         if pattern in _SPLITS and parts[0].get("behavior") == "Isolated" and not parts[0].get("invert"):
             return _SPLITS[pattern]

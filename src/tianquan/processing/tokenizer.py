@@ -63,7 +63,9 @@ class Tokenizer:
                 token["special"] = token["special"] or token["content"] in structure
             parsed["truncation"] = parsed["padding"] = None
             self._bpe = BpeTokenizer.from_str(json.dumps(parsed))
-        except Exception as error:  # the library raises bare Exception
+        except BaseException as error:  # the library raises bare Exception, and what is none
+            if not isinstance(error, Exception) and not _is_panic(error):
+                raise
             raise CheckpointError(
                 "tokenizer.json is damaged or of an unknown kind; download or copy it again"
             ) from error
@@ -103,7 +105,7 @@ class Tokenizer:
         try:
             return list(self._bpe.encode(text, add_special_tokens=False).ids)
         except BaseException as error:
-            if type(error).__name__ != "PanicException":  # of the Rust library, not an Exception
+            if not _is_panic(error):
                 raise
             raise PromptError(
                 f"the tokenizer cannot split a text of {len(text)} characters; make it shorter or break it into lines"
@@ -155,6 +157,10 @@ class Tokenizer:
     def decode(self, token_ids: Iterable[int]) -> str:
         """Return the text of token ids; bytes that are not UTF-8 become U+FFFD."""
         return b"".join(map(self.token_bytes, token_ids)).decode("utf-8", errors="replace")
+
+
+def _is_panic(error: BaseException) -> bool:
+    return type(error).__name__ == "PanicException"  # of the Rust library; no Exception, and nowhere to be imported
 
 
 def _check_added(token: dict[str, Any], bpe: BpeTokenizer) -> None:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from tianquan.kernels.library import KernelLibrary
 from tianquan.quantization.format import PANEL, QuantFormat, QuantizedTensor, pack, unpack
-from tianquan.quantization.quantizers import code_range, quantize
+from tianquan.quantization.quantizers import check_small_values, code_range, round_to_format
 
 Float32 = npt.NDArray[np.float32]
 
@@ -44,13 +44,15 @@ def quantize_compensated(
         library: the native kernels, which search the scales of a group faster; the result has the same bits.
 
     Raises:
-        ValueError: a value is not finite, or too large for a float16 scale.
+        ValueError: a value is not finite, or the values are too large or too small for float16 scales.
     """
     assert updates.shape == (weight.shape[1], weight.shape[1]), (updates.shape, weight.shape)
     starts = range(0, len(weight), _ROWS_AT_ONCE)
-    return QuantizedTensor.concatenate(
+    tensor = QuantizedTensor.concatenate(
         [_round_rows(weight[start : start + _ROWS_AT_ONCE], format, updates, library) for start in starts]
     )
+    check_small_values(weight, tensor)
+    return tensor
 
 
 def error_updates(second_moments: Float32) -> Float32:
@@ -96,7 +98,7 @@ def _round_rows(
         stop = min(start + format.group_size, num_columns)
         importance = (1 / np.diagonal(updates)[start:stop] ** 2).astype(np.float32)
         importance /= importance.mean()
-        scaled = quantize(np.ascontiguousarray(left[:, start:stop]), format, importance, library)
+        scaled = round_to_format(np.ascontiguousarray(left[:, start:stop]), format, importance, library)
         groups.append(_round_group(left, start, stop, scaled, updates))
     codes = np.concatenate([unpack(group.codes, format) for group in groups], axis=2)  # (P, 8, G, group_size)
     scales = np.concatenate([group.scales for group in groups], axis=1)

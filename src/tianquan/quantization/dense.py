@@ -19,6 +19,8 @@ _STORAGE_DTYPE: dict[DenseFormat, type[np.generic]] = {
     "float16": np.float16,
     "bfloat16": np.uint16,
 }
+_SMALLEST_PRECISE = 2.0**-14  # of float16; below it all steps are 6e-8
+_MOST_LOST = 1e-2  # of a matrix's largest value, to those steps
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class DenseTensor:
         """Return the tensor in another dense format, rounded to nearest even.
 
         Raises:
-            OverflowError: a finite value is beyond the range of float16.
+            OverflowError: a finite value is beyond the range of float16, or a matrix's values are too small for it.
         """
         if format == self.format:
             return self
@@ -63,8 +65,17 @@ class DenseTensor:
                 half = values.astype(np.float16)
             if not np.array_equal(np.isfinite(half), np.isfinite(values)):
                 raise OverflowError(f"largest magnitude {np.abs(values).max():.3g} is beyond float16 (65504)")
+            if values.ndim > 1:
+                _check_small_values(values, half)
             return DenseTensor(half, "float16")
         return DenseTensor(round_to_bfloat16(values), "bfloat16")
+
+
+def _check_small_values(values: npt.NDArray[np.float32], half: npt.NDArray[np.float16]) -> None:
+    """Raise where a matrix's values vanish below the smallest of float16; so small a bias matters to nothing."""
+    largest = np.abs(values).max(initial=0)
+    if largest < _SMALLEST_PRECISE and np.abs(half.astype(np.float32) - values).max(initial=0) > _MOST_LOST * largest:
+        raise OverflowError(f"values too small for float16 (largest magnitude {largest:.3g}, steps of 6e-8)")
 
 
 def round_to_bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:

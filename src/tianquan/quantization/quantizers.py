@@ -32,6 +32,11 @@ SCALE_FACTORS = {
 }
 
 
+# Below it a float16 scale has less than four bits left.
+_COARSE_SCALE = 2.0**-20
+_MOST_LOST = 1e-2  # of a matrix's squares, to such scales: a tenth of its size
+
+
 def quantize(
     weight: Float32,
     format: QuantFormat,
@@ -47,6 +52,22 @@ def quantize(
         library: the native kernels, about 300 times faster; without them the definition below runs.
 
     Raises:
+        ValueError: a value is not finite, or the values are too large or too small for float16 scales.
+    """
+    tensor = round_to_format(weight, format, importance, library)
+    check_small_values(weight, tensor)
+    return tensor
+
+
+def round_to_format(
+    weight: Float32,
+    format: QuantFormat,
+    importance: Float32 | None = None,
+    library: KernelLibrary | None = None,
+) -> QuantizedTensor:
+    """Return what `quantize` does, however small the values: parts of a matrix, or one in training.
+
+    Raises:
         ValueError: a value is not finite, or too large for a float16 scale.
     """
     if importance is None:
@@ -60,6 +81,25 @@ def quantize(
     if not is_finite:
         raise ValueError(f"weight {weight.shape} has values that are not finite or too large for {format}")
     return tensor
+
+
+def check_small_values(weight: Float32, tensor: QuantizedTensor) -> None:
+    """See that a matrix (O, I) did not vanish in scales that float16 has no bits for.
+
+    Raises:
+        ValueError: more than a tenth of its size did.
+    """
+    is_coarse = np.abs(tensor.scales) < _COARSE_SCALE  # (P, G, 8), with those of groups of zeros
+    if not is_coarse.any():
+        return
+    rows = is_coarse.swapaxes(1, 2).reshape(-1, is_coarse.shape[1])[: len(weight)]  # (O, G)
+    coarse = np.repeat(rows, tensor.format.group_size, axis=1)[:, : weight.shape[1]]
+    size = float(np.square(weight, dtype=np.float64).sum())
+    lost = float(np.square(weight - tensor.dequantize(), dtype=np.float64)[coarse].sum())
+    if lost > _MOST_LOST * size:
+        raise ValueError(
+            f"weight {weight.shape} has values too small for {tensor.format}, which would lose {(lost / size) ** 0.5:.0%}"
+        )
 
 
 def _quantize_native(

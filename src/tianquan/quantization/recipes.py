@@ -31,6 +31,9 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Format = QuantFormat | DenseFormat
 
 
+_MAX_NAME = 64  # characters of a recipe's name
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A named precision policy. The last rule matches every name."""
@@ -64,13 +67,15 @@ class Recipe:
             parsed = tuple((str(pattern), _parse_format(format)) for pattern, format in rules)
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError("the quantization recipe of the folder is damaged; save the folder again") from error
+        if not isinstance(name, str) or not 0 < len(name) <= _MAX_NAME or not name.isprintable():
+            raise CheckpointError("the name of the folder's quantization recipe is none; save the folder again")
         if not parsed or parsed[-1][0] != "*":
             raise CheckpointError("the quantization recipe of the folder does not cover every weight; save it again")
         if kv_format not in get_args(KVFormat):
             raise CheckpointError(
                 f"unknown kv_format {kv_format!r}; the folder may come from a newer version of tianquan"
             )
-        return cls(str(name), parsed, kv_format)
+        return cls(name, parsed, kv_format)
 
 
 def _parse_format(value: Any) -> Format:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from tianquan.kernels.library import KernelLibrary
 from tianquan.quantization.format import QuantFormat
-from tianquan.quantization.quantizers import quantize
+from tianquan.quantization.quantizers import round_to_format
 from tianquan.quantization.recipes import Recipe
 from tianquan.training.module_tree import ModuleTree
 
@@ -40,7 +40,7 @@ class Rounding:
 
     def values(self, weight: Tensor) -> Tensor:
         """Return the rounded matrix without gradients."""
-        stored = quantize(weight.detach().to("cpu", torch.float32).numpy(), self._format, library=self._library)
+        stored = round_to_format(weight.detach().to("cpu", torch.float32).numpy(), self._format, library=self._library)
         return torch.from_numpy(stored.dequantize()).to(weight)
 
 

@@ -25,7 +25,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tianquan.checkpoint.new_folder import check_new_folder, new_folder, remove_stale
+from tianquan.checkpoint.new_folder import check_new_folder, new_folder
+from tianquan.checkpoint.partial_output import remove_stale
 from tianquan.errors import CheckpointError, TianquanError
 from tianquan.training.plan import TrainingPlan
 from tianquan.training.tensor_file import save_tensors

@@ -37,6 +37,7 @@ _VALUES_AT_ONCE = 1 << 22  # of a weight, in float64
 # 0.2 % (bfloat16), 1.2 % (int8, 7 bits), 8 to 10 % (int4); outputs of two random layers, at which nothing is damped,
 # at most 8 % (int8) and 33 % (int4).
 _WEIGHT_LIMITS = {"float32": 0.0, "bfloat16": 4e-3, "float16": 4e-3, "int8": 3e-2, "int4": 2e-1}
+_WORST_MATRIX = 2.0  # of the limit of its tower; it may be a small one that disappears among the others
 _OUTPUT_LIMITS = {"float32": 1e-4, "bfloat16": 1e-2, "float16": 1e-2, "int8": 2e-1, "int4": 6e-1}
 
 Float32 = npt.NDArray[np.float32]
@@ -157,27 +158,48 @@ def check_weights(checkpoint: Checkpoint, recipe: Recipe, ops: Ops, on_weight: O
     """
     weights = needed_weights(checkpoint.config)
     exact, chosen = checkpoint.weights(find_recipe("float32"), ops), checkpoint.weights(recipe, ops)
-    errors = dict.fromkeys(TOWERS, (0.0, 0.0))
+    errors = {tower: _TowerError() for tower in TOWERS}
     for n, weight in enumerate(weights, start=1):
         if weight.is_matrix:
             out_features, in_features = weight.shape
             expected = _values(exact.weight(weight.name, in_features, out_features))
             found = _squares(_values(chosen.weight(weight.name, in_features, out_features)), expected)
-            difference, size = errors[weight.component]
-            errors[weight.component] = difference + found[0], size + found[1]
+            errors[weight.component].add(weight.name, *found)
         else:
             exact.vector(weight.name)
         if weight.bias_size:
             exact.bias(weight.name)
         on_weight(n, len(weights))
-    for tower, (difference, size) in errors.items():
-        error = math.sqrt(difference / size) if size else 0.0
+    for tower, error in errors.items():
         limit = max(_WEIGHT_LIMITS[name] for name in _format_names(weights, tower, recipe))
         yield judge(
             f"{tower.replace('_', ' ')} weights in {recipe.name}",
-            size > 0 and error <= limit,
-            f"all finite, relative error {error:.2e}, at most {limit:.0e}" if size else "all weights are zero",
+            error.size > 0 and error.whole <= limit and error.worst <= _WORST_MATRIX * limit,
+            f"all finite, relative error {error.whole:.2e}, at most {limit:.0e}; of one matrix {error.worst:.2e} "
+            f"({error.worst_name}), at most {_WORST_MATRIX * limit:.0e}"
+            if error.size
+            else "all weights are zero",
         )
+
+
+@dataclass
+class _TowerError:
+    """What a recipe makes of a tower's matrices, and of the one it holds worst."""
+
+    difference: float = 0.0  # sums of squares
+    size: float = 0.0
+    worst: float = 0.0
+    worst_name: str = "none"
+
+    @property
+    def whole(self) -> float:
+        return math.sqrt(self.difference / self.size)
+
+    def add(self, name: str, difference: float, size: float) -> None:
+        self.difference, self.size = self.difference + difference, self.size + size
+        error = math.sqrt(difference / size) if size else 0.0
+        if error > self.worst:
+            self.worst, self.worst_name = error, name
 
 
 def _values(weight: DenseTensor | QuantizedTensor) -> Float32:

@@ -170,3 +170,9 @@ def test_one_engine_that_breaks_leaves_the_others(family, monkeypatch):
     assert last.completion.usage.completion_tokens == 60
     assert len(broken.chat([{"role": "user", "content": "hello"}], sampling=GREEDY).token_ids) == 12
     assert np.isfinite(broken.statistics().kv_cache_usage)
+
+
+@pytest.mark.parametrize("threads", [0, 1.5, "2", True])
+def test_threads_of_wrong_kinds_are_refused(checkpoint_folder, threads):
+    with pytest.raises(ParameterError, match="threads must be a whole number"):
+        tianquan.load(checkpoint_folder, threads=threads)

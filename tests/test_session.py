@@ -17,6 +17,7 @@ from tianquan.backends.kv_cache import SequenceBatch
 from tianquan.engine.interface import EngineOptions
 from tianquan.errors import MediaError, ParameterError, PromptError, TianquanError
 from tianquan.llm import GREEDY
+from tianquan.request import SamplingParams
 from tianquan.session_file import read_messages, write_messages
 from tolerances import KV_STORAGE, relative_rmse
 
@@ -273,6 +274,23 @@ def test_old_turns_are_summarized(small_llm):
     assert session.budget().used <= 640
 
 
+def test_what_was_summed_up_is_summed_up_again(small_llm, monkeypatch):
+    asked = []
+    answer = small_llm.answer
+
+    def listen(prompt, sampling, **options):
+        asked.append(small_llm.processor.tokenizer.decode(prompt.token_ids.tolist()))
+        return answer(prompt, sampling, **options)
+
+    monkeypatch.setattr(small_llm, "answer", listen)
+    session = small_llm.session(sampling=SHORT, when_full="summarize")
+    fill(session, 30)
+    summaries = [text for text in asked if "Summarize our conversation" in text]
+    assert len(summaries) > 2
+    assert all("Summary of our conversation so far" in text for text in summaries[1:])
+    assert "user0 word" in summaries[0]  # nothing is left out before
+
+
 @pytest.mark.parametrize("when_full", ["drop_oldest_turns", "summarize"])
 def test_what_was_said_before_may_be_said_again(small_llm, when_full):
     session = small_llm.session(sampling=SHORT, when_full=when_full)
@@ -331,3 +349,32 @@ def test_formats_of_keys_and_values(checkpoint_folder, kv_format):
     assert relative_rmse(logits[1], logits[0]) < KV_STORAGE[kv_format]
     assert sizes[1] < sizes[0] * (0.51 if kv_format == "float16" else 0.3)
     assert llms[1].chat([{"role": "user", "content": "Hello"}], sampling=SHORT).usage.completion_tokens == 6
+
+
+def test_what_is_saved_is_what_was_seen(llm, tmp_path):
+    pixels = np.full((64, 64, 3), 200, np.uint8)
+    picture = Image.fromarray(pixels.copy())
+    samples = np.linspace(-0.5, 0.5, 16_000, dtype=np.float32)
+    session = llm.session(sampling=SHORT)
+    session.send("a", images=[pixels, picture], audios=[(samples, 16_000)])
+    session.save(tmp_path / "before.json")
+    pixels[...] = 20
+    picture.paste((0, 0, 0), (0, 0, 64, 64))
+    samples[...] = 0
+    session.save(tmp_path / "after.json")
+    assert (tmp_path / "after.json").read_bytes() == (tmp_path / "before.json").read_bytes()
+    other = llm.session(sampling=SHORT)
+    other.load(tmp_path / "after.json")
+    assert other.turns[0].recordings[0][0].any()
+
+
+def test_sound_far_beyond_full_scale_is_not_saved_clipped(llm, tmp_path):
+    session = llm.session(sampling=SHORT)
+    session.send("a", audios=[(np.full(16_000, 3.0, np.float32), 16_000)])
+    with pytest.raises(PromptError, match="reaches 3 times full scale"):
+        session.save(tmp_path / "loud.json")
+
+
+def test_sampling_of_wrong_types_is_refused(llm):
+    with pytest.raises(ParameterError, match="max_tokens must be an integer"):
+        llm.session().send("hi", sampling=SamplingParams(max_tokens="5"))

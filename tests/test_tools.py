@@ -189,3 +189,8 @@ def test_a_required_call_is_a_call(checkpoint_folder, name):
             assert 1 <= arguments["days"] <= 7
     with pytest.raises(ParameterError, match="no tool of the name"):
         tool_format(TOOLS, "rocket")
+
+
+def test_arguments_that_no_client_could_read_are_text():
+    text = '<tool_call>{"name": "clock", "arguments": {"zone": 1e999}}</tool_call>'
+    assert parse_tool_calls(text, TOOLS) == (text, ())

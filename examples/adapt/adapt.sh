@@ -8,9 +8,14 @@
 set -eu
 here=$(dirname "$0")
 folder=${1:-adapted}
+python=${PYTHON:-python3}
 question="What is the status of the machine?"
 
-[ -f "$folder/held_out.jsonl" ] || python "$here/make_records.py" "$folder"
+command -v tianquan > /dev/null && "$python" -c "import torch, accelerate, peft" 2> /dev/null || {
+    echo "needs tianquan and what trains: pip install torch '.[train]' in the source folder, and that environment active" >&2
+    exit 2
+}
+[ -f "$folder/held_out.jsonl" ] || "$python" "$here/make_records.py" "$folder"
 tianquan data check "$folder/train.jsonl" --model embedded
 [ -d "$folder/run/adapter" ] || tianquan finetune embedded --data "$folder/train.jsonl" --evaluation-data "$folder/held_out.jsonl" \
     --output "$folder/run" --epochs 10 --batch-size 16 --learning-rate 1e-3

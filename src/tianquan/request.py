@@ -180,7 +180,7 @@ class SamplingParams:
     repetition_penalty: > 0; divides the logits of tokens already in the prompt or the answer; 1 = off.
     presence_penalty, frequency_penalty: in [-2, 2]; taken off the logits of tokens already in the answer, once
         and for each occurrence; 0 = off.
-    logit_bias: pairs (token id, value in [-100, 100]) added to logits; -100 bans, 100 all but forces.
+    logit_bias: pairs (token id, value in [-100, 100]) added to logits; -100 all but bans, 100 all but forces.
     min_tokens: tokens before the answer may end by itself (stop strings still end it).
     max_tokens: most tokens of the answer.
     seed: None draws one from the system. The same seed gives the same answer, alone or beside others.

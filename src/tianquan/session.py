@@ -11,17 +11,21 @@ once. When the context window is full, a stated policy decides what goes.
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from tianquan.answer import Answer, TextPiece, last
+from tianquan.engine.parameter_checks import check_params
 from tianquan.errors import ParameterError, PromptError
+from tianquan.processing.image import decoded_rgb
 from tianquan.processing.messages import MediaSource, Message, parse_messages
 from tianquan.processing.processor import LoadedMedia, Processor
 from tianquan.processing.video import OnVideoProgress
@@ -37,6 +41,7 @@ _SUMMARY_TITLE = "Summary of our conversation so far: "
 _SUMMARY_REPLY = "Understood."
 _SHORTEST_SUMMARY = 32  # tokens
 _SUMMARY_SAMPLING = SamplingParams(temperature=0.0, max_tokens=256)
+_SUMMARY_ROOM = _SUMMARY_SAMPLING.max_tokens + 64  # with the request for it
 
 
 class _Room(NamedTuple):
@@ -198,9 +203,12 @@ class Session:
             MediaError, ParameterError: the message is not part of the conversation then.
         """
         began = time.perf_counter()
-        content = _vendor_content(text, image=images, audio=audios, video=videos)
-        turn = self._make_turn({"role": "user", "content": content}, on_video)
         sampling = sampling or self.sampling
+        check_params(sampling)
+        content = _vendor_content(text, image=images, audio=map(_own_array, audios), video=videos)
+        turn = self._make_turn({"role": "user", "content": content}, on_video)
+        if "image" in content:  # they are sound by now
+            content["image"] = [_own_picture(image) for image in content["image"]]
         room = self._make_room(turn, sampling)
         answer = self._answerer.answer(room.prompt, sampling, preprocess_ms=1000 * (time.perf_counter() - began))
         return self._record(turn, answer, room)
@@ -335,6 +343,8 @@ class Session:
         """Return the prompt with a new turn, after the policy has made room if need be; nothing is changed yet."""
         prompt = self._prompt([*self._turns, turn])
         needed = min(sampling.max_tokens, _MIN_ANSWER)
+        if self._when_full == "summarize":  # while all that is to be summed up still fits beside its summary
+            needed = max(needed, min(_SUMMARY_ROOM, self._window // 4))
         if len(prompt.token_ids) + needed <= self._window:
             return _Room(prompt, None, 0)
         if self._when_full == "error":
@@ -377,8 +387,10 @@ class Session:
         """Let the model sum up turns; return the summary as an exchange, or nothing if one leaves no room for it."""
         request = self._make_turn({"role": "user", "content": _SUMMARY_REQUEST})
         room = self._window - _SUMMARY_SAMPLING.max_tokens
-        while len(turns) > 2 and len(self._prompt([*turns, request]).token_ids) > room:
-            turns = turns[2:]
+        first = turns[0].content["content"]
+        before = 2 if isinstance(first, str) and first.startswith(_SUMMARY_TITLE) else 0  # what it sums up stays
+        while len(turns) > 2 + before and len(self._prompt([*turns, request]).token_ids) > room:
+            turns = [*turns[:before], *turns[before + 2 :]]
         if len(self._prompt([*turns, request]).token_ids) > self._window - _SHORTEST_SUMMARY:
             return []
         text = last(self._answerer.answer(self._prompt([*turns, request]), _SUMMARY_SAMPLING)).text
@@ -388,6 +400,18 @@ class Session:
         ]
 
 
-def _vendor_content(text: str | None, **media: Sequence[MediaSource]) -> dict[str, Any]:
+def _vendor_content(text: str | None, **media: Iterable[MediaSource]) -> dict[str, Any]:
     content: dict[str, Any] = {} if text is None else {"text": text}
-    return content | {kind: list(sources) for kind, sources in media.items() if sources}
+    lists = {kind: list(sources) for kind, sources in media.items()}
+    return content | {kind: sources for kind, sources in lists.items() if sources}
+
+
+def _own_array(source: Any) -> Any:
+    """Return a medium whose samples or pixels are the session's: the caller may go on to use the buffer."""
+    if isinstance(source, tuple):
+        return tuple(map(_own_array, source))
+    return source.copy() if isinstance(source, np.ndarray) else source
+
+
+def _own_picture(source: Any) -> Any:
+    return decoded_rgb(source, sys.maxsize).copy() if isinstance(source, Image.Image) else _own_array(source)

@@ -24,6 +24,7 @@ from tianquan.processing.image import decoded_rgb
 from tianquan.processing.messages import MediaSource, parse_source
 
 _SAMPLE_RATE = 16000
+_LOUDEST = 1.25  # times full scale
 _HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -123,7 +124,17 @@ def _video_reference(source: MediaSource) -> str:
 
 
 def _wav(waveform: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
-    """Return a WAV file of samples (N,) at 16 kHz in 16 bits, which is what files are decoded to anyway."""
+    """Return a WAV file of samples (N,) at 16 kHz in 16 bits, which is what files are decoded to anyway.
+
+    Raises:
+        PromptError: it is far louder than full scale, which such a file cannot be; what a resampler adds is clipped.
+    """
+    peak = float(np.abs(waveform).max(initial=0))
+    if peak > _LOUDEST:
+        raise PromptError(
+            f"a recording reaches {peak:.2g} times full scale, which cannot be saved with a conversation; divide its "
+            "samples by that before you send it, or give it as a file"
+        )
     samples = np.clip(np.round(waveform * 32768.0), -32768, 32767).astype("<i2")
     file = io.BytesIO()
     with wave.open(file, "wb") as writer:

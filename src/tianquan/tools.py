@@ -180,7 +180,10 @@ def _parse_call(text: str, at: int, names: Collection[str]) -> tuple[ToolCall, i
         return None
     if not isinstance(value["name"], str) or value["name"] not in names or not isinstance(value["arguments"], dict):
         return None
-    arguments = json.dumps(value["arguments"], ensure_ascii=False)
+    try:
+        arguments = json.dumps(value["arguments"], ensure_ascii=False, allow_nan=False)
+    except ValueError:  # a number beyond float64: no client could read it
+        return None
     if not arguments.isascii() and _HALF_CHARACTER.search(arguments):  # no UTF-8: it stays an escape
         arguments = json.dumps(value["arguments"])
     return ToolCall(value["name"], arguments), end.end()

@@ -176,7 +176,7 @@ def test_what_does_not_fit_is_refused(write, config, settings, tensors, words):
 
 
 def test_missing_files(tmp_path, config, write):
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match=r"none: is no adapter; expected adapter_config\.json"):
         Adapter.open(tmp_path / "none", config)
     folder, _ = write()
     (folder / "adapter_model.safetensors").unlink()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import wave
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def test_generate_from_stdin_as_text(checkpoint_folder):
         for _ in range(2)
     )
     assert first.stdout == second.stdout != "\n"
-    assert first.stderr == ""
+    assert first.stderr == "tianquan: cut off after 9 tokens; give more --max-tokens\n"
 
 
 def test_trace(checkpoint_folder, messages_file, media_root, conformance, tmp_path):
@@ -69,6 +70,53 @@ def test_transcribe(checkpoint_folder, media_root):
     answer = json.loads(result.stdout)
     assert len(answer["clips"]) == 1
     assert answer["clips"][0]["usage"]["audio_tokens"] == 111
+
+
+def test_transcribe_takes_long_sound_and_says_what_is_cut(checkpoint_folder, tmp_path):
+    path = tmp_path / "long.wav"
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes(np.random.default_rng(0).integers(-3000, 3000, 31 * 16_000, np.int16).tobytes())
+    result = run("transcribe", checkpoint_folder, path, "--max-tokens", 2, "--json", *BACKEND)
+    assert len(json.loads(result.stdout)["clips"]) == 2
+    assert "a part was cut off" in result.stderr
+    assert_refused(run("transcribe", checkpoint_folder), "is a model; name a recording")
+    assert_refused(run("transcribe", checkpoint_folder, path, "--long-audio", "error"), "--long-audio")
+
+
+def test_an_answer_that_is_cut_off_before_its_form_is_whole(checkpoint_folder, tmp_path):
+    (tmp_path / "schema.json").write_text('{"type": "string", "minLength": 500}')
+    messages = json.dumps([{"role": "user", "content": "Hi"}])
+    arguments = ["--json-schema", tmp_path / "schema.json", "--max-tokens", 5]
+    result = run("generate", checkpoint_folder, "--messages", "-", *arguments, *BACKEND, stdin=messages)
+    assert result.returncode == 1
+    assert "cut off after 5 tokens" in result.stderr
+
+
+def test_a_pipe_gets_answers_alone_and_errors_have_a_code(checkpoint_folder):
+    arguments = ["chat", checkpoint_folder, "--max-tokens", 3, "--temperature", 0, *BACKEND]
+    result = run(*arguments, stdin="hi\n\n/quit\n")
+    assert (result.returncode, result.stdout) == (0, run(*arguments[:2], "hi", *arguments[2:]).stdout)
+    assert run(*arguments, "--image", "/no/file.png", stdin="hi\nyou\n").returncode == 2
+
+
+def test_version_and_short_help():
+    assert run("--version").stdout.startswith("tianquan 0.")
+    assert "Usage" in run("chat", "-h").stdout
+
+
+@pytest.mark.parametrize("name", ["megrez-int4", "model_v2", "model.int4", ""])
+def test_a_folder_that_is_not_there_is_no_question(name, tmp_path):
+    words = "is empty" if name == "" else "no such folder"
+    assert_refused(run("chat", name, cwd=tmp_path, stdin=""), words)
+
+
+def test_ctrl_c_while_it_starts(tmp_path):
+    (tmp_path / "typer.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-m", "tianquan", "chat", "hi"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (130, "")
 
 
 def test_info(checkpoint_folder):
@@ -115,7 +163,7 @@ def test_conversation(checkpoint_folder, media_root, tmp_path):
         "never read",
     ]
     result = run("chat", checkpoint_folder, "--max-tokens", 4, *BACKEND, stdin="\n".join(lines) + "\n")
-    assert result.returncode == 0
+    assert result.returncode == 2  # some of what the pipe brought could not be done
     talk = json.loads((tmp_path / "talk.json").read_text(encoding="utf-8"))
     assert [turn["role"] for turn in talk] == ["user", "assistant"] * 2
     assert talk[2]["content"]["image"][0].endswith("tiny_100x60.png")

@@ -138,3 +138,35 @@ def test_choices_differ_by_seed_and_begin_with_chats(native_llm):
     assert texts[0] == native_llm.chat(MESSAGES, sampling=replace(sampling, n=1)).text
     with pytest.raises(ParameterError, match="n is 3"):
         native_llm.chat(MESSAGES, sampling=sampling)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "integer", "multipleOf": 1_000_003},
+        {"allOf": [{"type": "integer", "multipleOf": 997}, {"multipleOf": 991}]},
+        {"properties": {"a": {"items": [{"multipleOf": 0.0999979}]}}},
+    ],
+)
+def test_multiples_that_take_too_long_are_refused(native_llm, schema):
+    with pytest.raises(ParameterError, match="asks for multiples of"):
+        native_llm.constraint(OutputFormat(kind="json_schema", definition=json.dumps(schema)))
+    grammar = f"start: %json {json.dumps(schema)}"
+    with pytest.raises(ParameterError, match="asks for multiples of"):
+        native_llm.constraint(OutputFormat(kind="grammar", definition=grammar))
+
+
+def test_multiples_that_are_usual_are_not(native_llm):
+    schema = {"properties": {"a": {"multipleOf": 0.01}, "b": {"multipleOf": 1000}, "c": {"multipleOf": 60}}}
+    native_llm.constraint(OutputFormat(kind="json_schema", definition=json.dumps({"type": "object", **schema})))
+
+
+def test_a_long_chain_of_rules_is_refused(native_llm):
+    rules = "\n".join(f"a{n}: a{n + 1}" for n in range(3000))
+    with pytest.raises(ParameterError, match="more than 1000 rules"):
+        native_llm.constraint(OutputFormat(kind="grammar", definition=f'start: a0\n{rules}\na3000: "a"'))
+
+
+def test_numbers_beyond_float64_are_no_json(native_llm):
+    with pytest.raises(ParameterError, match="not valid JSON"):
+        native_llm.constraint(OutputFormat(kind="json_schema", definition='{"enum": [1.0, 1e400]}'))

@@ -298,7 +298,7 @@ def test_memory_is_what_was_asked_for(bench):
     assert statistics.kv_cache_bytes == 10 * bench.block_bytes
     with pytest.raises(PromptError, match="the KV cache holds 320; shorten it, or give more"):
         engine.add(bench.request(bench.prompt("word " * 400)))
-    with pytest.raises(ParameterError, match="kv_cache_bytes is 5, which holds 0 tokens; expected at least"):
+    with pytest.raises(ParameterError, match=r"have 5 bytes \(kv_cache_bytes\), which hold 0 tokens; expected at"):
         type(engine)(bench.llm.model, EngineOptions(kv_cache_bytes=5))
     result = collect(engine, [bench.request(bench.prompt("word " * 80), max_tokens=10_000, ignore_eos=True)])[0]
     assert result.end.usage.prompt_tokens + result.end.usage.completion_tokens == 320
@@ -356,3 +356,11 @@ def test_bad_requests_are_refused_at_the_door(bench):
     with pytest.raises(ParameterError, match="names token 5000, the vocabulary has 0 to"):
         engine.add(bench.request(prompt, logit_bias=((5000, 1.0),)))
     assert not engine.has_work
+
+
+def test_a_prompt_with_an_id_that_is_no_token_is_refused_at_the_door(bench):
+    prompt = bench.prompt("hi")
+    for bad in (-1, bench.llm.model.config.language.vocab_size):
+        wrong = replace(prompt, token_ids=np.append(prompt.token_ids, np.int32(bad)))
+        with pytest.raises(PromptError, match=f"has token id {bad}; expected 0 to"):
+            bench.engine().add(bench.request(wrong, max_tokens=2))

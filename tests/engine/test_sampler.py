@@ -155,3 +155,35 @@ def test_logprobs_sum_to_one():
     assert sum(math.exp(value) for _, value in result.top) == pytest.approx(1)
     assert result.logprob == pytest.approx(math.log(0.15), abs=1e-6)
     assert token_logprob(LOGITS, 2, 0).top == ()
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=1.0, top_k=0, top_p=1.0),
+        SamplingParams(temperature=3.0, top_k=0, top_p=0.9),
+        SamplingParams(temperature=0.3, top_k=0, top_p=0.5, min_p=0.01),
+        SamplingParams(temperature=5.0, top_k=0, top_p=1.0, min_p=0.001),
+    ],
+)
+def test_what_is_not_sorted_is_not_missed(params):
+    rng = np.random.default_rng(0)
+    logits = rng.standard_normal(20_000).astype(np.float32).round(1)  # with many ties
+    order = np.lexsort((np.arange(len(logits)), -logits))
+    probabilities = np.exp((logits[order].astype(np.float64) - logits.max()) / params.temperature)
+    keep = probabilities.cumsum() - probabilities < params.top_p * probabilities.sum() * (1 if params.top_p < 1 else 2)
+    keep &= probabilities >= params.min_p * probabilities[0]
+    expected, cumulative = order[keep], probabilities[keep].cumsum()
+    for seed in range(200):
+        draw = np.random.default_rng(seed).random() * cumulative[-1]
+        token = sample(logits, params, [], np.random.default_rng(seed))
+        assert token == expected[np.searchsorted(cumulative, draw, side="right")]
+
+
+def test_a_vocabulary_of_which_few_are_allowed():
+    logits = np.zeros(5000, np.float32)
+    allowed = np.zeros(5000, np.bool_)
+    allowed[[7, 4000]] = True
+    params = SamplingParams(temperature=1.0, top_k=0, top_p=1.0)
+    drawn = {sample(logits, params, [], np.random.default_rng(seed), allowed=allowed) for seed in range(40)}
+    assert drawn == {7, 4000}

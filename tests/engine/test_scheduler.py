@@ -281,3 +281,11 @@ def test_salts_leave_nothing_behind():
         simulation.add([n] * 5, 2, (None, f"tenant {n}"))
         simulation.drain(rng, 50)
     assert len(simulation.cache._roots) <= 4
+
+
+def test_what_begins_alike_is_computed_once():
+    simulation = Simulation(64, SchedulerLimits(max_running=8, prefill_chunk=512, prefill_chunk_beside_decode=512))
+    prompts = [simulation.add(list(range(30)), 2) for _ in range(4)]
+    other = simulation.add(list(range(100, 130)), 2, (None, "salt"))
+    first = simulation.scheduler.schedule()
+    assert [sequence for sequence, _ in first.prefills] == [prompts[0], other]

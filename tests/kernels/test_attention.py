@@ -76,3 +76,32 @@ def test_a_wrong_block_number_is_refused(native: NativeOps) -> None:
     q = normal(1, 2, 16)
     with pytest.raises(BackendError, match="outside the cache"):
         native.cached_attention(q, q, q, cache, 0, batch)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["q", "k"])
+def test_what_is_not_finite_stays_so(native: NativeOps, bad: float, where: str) -> None:
+    """An average of all values would hide an overflow before."""
+    q, k, v = normal(20, 2, 16), normal(20, 2, 16), normal(20, 2, 16)
+    q[7, 1, 3] = 1.0  # or an infinite key would be one that is not seen
+    (q if where == "q" else k)[7, 1, 3] = bad
+    offsets = np.array([0, 20], np.int32)
+    out = native.attention(q, k, v, offsets, offsets, True)
+    assert not np.isfinite(out[7, 1]).any()
+    assert np.isfinite(out[:, 0]).all()
+    assert np.isfinite(out[:7]).all()
+
+
+@pytest.mark.parametrize("kv_format", TOLERANCES)
+def test_a_query_that_is_not_finite_stays_so(native: NativeOps, kv_format: KVFormat) -> None:
+    ops = NativeOps(native.threads, native.isa, kv_format)
+    cache = ops.make_kv_cache(1, 4, 2, 8, 16)
+    tables = np.arange(4, dtype=np.int32)[None]
+    k, v, q = normal(9, 2, 16), normal(9, 2, 16), normal(9, 2, 16)
+    ops.cached_attention(q, k, v, cache, 0, SequenceBatch(np.array([0, 9], np.int32), np.array([0], np.int32), tables))
+    q = normal(1, 2, 16)
+    q[0, 1, 2] = np.nan
+    batch = SequenceBatch(np.array([0, 1], np.int32), np.array([9], np.int32), tables)
+    out = ops.cached_attention(q, k[:1], v[:1], cache, 0, batch)
+    assert not np.isfinite(out[0, 1]).any()
+    assert np.isfinite(out[0, 0]).all()

@@ -93,3 +93,13 @@ def test_the_command_refuses_in_one_line(checkpoint_folder, arguments, word):
     assert result.returncode == 2, result
     assert word in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_sizes_are_numbers_or_texts(tmp_path):
+    file = write(tmp_path, 'max_body_bytes = "8M"\nencoder_cache_bytes = 1000\n')
+    config = make_config({"max_media_bytes": "2K"}, file)
+    assert (config.max_body_bytes, config.encoder_cache_bytes, config.max_media_bytes) == (8 * 2**20, 1000, 2048)
+    with pytest.raises(ParameterError, match="max_body_bytes: 'big' is no size"):
+        make_config({"max_body_bytes": "big"})
+    with pytest.raises(ParameterError, match="expected a size such as 64M"):
+        make_config({}, write(tmp_path, "max_body_bytes = true"))

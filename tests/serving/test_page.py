@@ -366,6 +366,20 @@ def test_errors_are_said_in_words_and_can_be_tried_again(page):
 
 
 @needs_browser
+def test_a_question_the_server_cannot_take_does_not_spoil_later_ones(page):
+    page.answer_requests(CHAT, json.dumps({"error": {"message": "too large"}}), 413)
+    say(page, "much too long")
+    page.wait("document.querySelector('.error')")
+    assert "shorter sound or video" in page.text(".error")
+    page.answer_requests(CHAT, stream("fine"))
+    say(page, "short")
+    page.wait(ANSWERED)
+    sent = page.bodies[-1]["messages"]
+    assert [message["content"] for message in sent] == ["short"]
+    page.complaints = [text for text in page.complaints if "413" not in text]
+
+
+@needs_browser
 def test_edit_regenerate_and_undo(page):
     page.answer_requests(CHAT, stream("first"))
     for text in ("one", "two"):

@@ -33,8 +33,8 @@ def make_ops(backend: Backend, device: str = "cpu", threads: int | None = None, 
         return TorchOps(device)
     if device != "cpu":
         raise ParameterError(f"device {device!r} is not supported by backend {backend!r}; expected 'cpu'")
-    if threads is not None and threads < 1:
-        raise ParameterError(f"threads must be at least 1, got {threads}")
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise ParameterError(f"threads must be a whole number, at least 1, got {threads!r}")
     if backend == "native":
         from tianquan.backends.native import NativeOps
 

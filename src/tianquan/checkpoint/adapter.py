@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from tianquan.checkpoint.config_files import JsonFile
 from tianquan.checkpoint.names import module_path
+from tianquan.checkpoint.plain_file import is_present
 from tianquan.checkpoint.safetensors_file import SafetensorsFile
 from tianquan.checkpoint.tensor_list import needed_weights
 from tianquan.config import ModelConfig
@@ -62,6 +63,8 @@ class Adapter:
         Raises:
             CheckpointError: it is incomplete, of another kind than LoRA, or made for another model.
         """
+        if not is_present(folder / ADAPTER_CONFIG):
+            raise CheckpointError(f"{folder}: is no adapter; expected {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} in it")
         settings = JsonFile.read(folder / ADAPTER_CONFIG)
         for key, supported in _SUPPORTED.items():
             if key in settings and settings.optional(key) not in (supported, None):

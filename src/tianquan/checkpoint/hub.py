@@ -12,6 +12,7 @@ from tianquan.errors import CheckpointError
 
 _MAX_NAME_BYTES = 255  # of a file: a longer text is a question
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_FOLDER_NAME = re.compile(r"[A-Za-z][A-Za-z0-9]*(?:[-_.][A-Za-z0-9]+)+")  # megrez-int4, model_v2
 # Data only: never code, never pickle.
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja"]
 
@@ -32,6 +33,8 @@ def find_folder(model: str | Path, revision: str | None = None) -> Path:
         CheckpointError: no such folder, or the download fails.
     """
     path = Path(model)
+    if not str(model):
+        raise CheckpointError("the model's name is empty; give a model folder or a hub id (owner/name)")
     present = is_present(path)
     if present and path.is_dir():
         if revision is not None:
@@ -55,12 +58,17 @@ def find_folder(model: str | Path, revision: str | None = None) -> Path:
 def names_model(text: str) -> bool:
     """Return whether a word of the command line names a model rather than asks something.
 
-    A folder that is there, `embedded`, a hub id, or what looks like a path: a mistyped path must not become a question.
+    A folder that is there, `embedded`, a hub id, or what looks like a path or a folder's name (`megrez-int4`): a
+    mistyped one must not become a question. So must not nothing, as an empty variable of a shell gives it.
     """
+    if not text:
+        return True
     if any(len(os.fsencode(part)) > _MAX_NAME_BYTES for part in text.split("/")):
         return False
     looks_like_path = "/" in text or "\\" in text or text.startswith(("~", "."))
     has_spaces = len(text.split()) > 1
+    if _FOLDER_NAME.fullmatch(text):
+        return True
     return text == EMBEDDED or is_present(Path(text)) or (looks_like_path and not has_spaces)
 
 

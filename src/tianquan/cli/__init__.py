@@ -8,9 +8,11 @@ import os
 import re
 import signal
 import sys
+from typing import Annotated
 
 import typer
 
+from tianquan import __version__
 from tianquan.cli import batch, bench, chat, data, evaluate, export, finetune, generate, info, quantize, serve, verify
 from tianquan.cli.output import one_line
 from tianquan.errors import TianquanError
@@ -21,6 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["--help", "-h"]},
 )
 app.command("chat")(chat.chat)
 app.command("generate")(generate.generate)
@@ -37,6 +40,21 @@ app.command("batch")(batch.batch)
 app.command("evaluate")(evaluate.evaluate)
 app.command("verify")(verify.verify)
 app.add_typer(data.app, name="data")
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"tianquan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Run, serve and adapt Megrez-3B-Omni (text, images, audio) on the machine you have."""
 
 
 _NO_MEMORY = "can't allocate memory|out of memory"  # how PyTorch says it, on a CPU and on a GPU

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tianquan.cli import options
-from tianquan.cli.generate import show
+from tianquan.cli.generate import show, warn_if_cut
 from tianquan.cli.option_groups import Memory, Pictures, Running, Sampling, Videos, grouped
 from tianquan.cli.output import one_line, write_atomically
 from tianquan.errors import ParameterError, TianquanError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _HELP = """\
 /image FILE   add a picture to the next message
-/audio FILE   add a recording to the next message
+/audio FILE   add a recording to the next message; an empty line sends what is added
 /video FILE   add a video to the next message
 /drop         take them off again
 /undo         take back the last message and its answer
@@ -78,7 +78,8 @@ def chat(
     given_media = {"image": list(image or []), "audio": list(audio or []), "video": list(video or [])}
     conversation = Conversation(session, progress, given_media)
     if prompt is None:
-        conversation.run()
+        if not conversation.run():
+            raise typer.Exit(2)
     elif not conversation.ask(prompt):
         raise typer.Exit(130)
 
@@ -95,27 +96,31 @@ class Conversation:
         self._video_progress = options.VideoProgress()
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
 
-    def run(self) -> None:
-        """Read lines until the user leaves."""
-        _enable_line_editing()
-        self._console.print("[dim]/help lists the commands[/dim]")
+    def run(self) -> bool:
+        """Read lines until the user leaves; return whether all that a pipe brought could be done."""
+        is_talk, is_done = sys.stdin.isatty(), True
+        if is_talk:
+            _enable_line_editing()
+            self._console.print("[dim]/help lists the commands[/dim]")
         while True:
             try:
-                line = self._read_line()
+                line = self._read_line() if is_talk else _next_line()
             except EOFError:
-                self._console.print()
-                return
+                if is_talk:
+                    self._console.print()
+                return is_done
             except KeyboardInterrupt:
                 self._console.print()
                 continue
             if line in ("/quit", "/exit"):
-                return
+                return is_done
             try:
                 if line.startswith("/"):
                     self._command(line)
                 elif line or any(self._waiting.values()):
                     self.ask(line)
             except TianquanError as error:
+                is_done = is_talk  # a person has read it
                 self._console.print(one_line(str(error)), style="red", markup=False)
 
     def ask(self, text: str) -> bool:
@@ -154,6 +159,8 @@ class Conversation:
         print(flush=True)
         if self._session.num_dropped > num_dropped:
             self._console.print("[dim](the window was full: the oldest turns are forgotten)[/dim]")
+        if completion is not None:
+            warn_if_cut(completion)
         if completion is not None and sys.stderr.isatty():
             self._console.print(_summary(completion), style="dim")
         return completion is not None
@@ -201,6 +208,14 @@ class Conversation:
             self._console.print(f"{n:3} {row.role:9} {row.tokens:6}{f'  ({parts})' if parts else ''}", markup=False)
         forgotten = f", {budget.num_dropped} turns forgotten" if budget.num_dropped else ""
         self._console.print(f"{budget.used} of {budget.window} tokens, room for {budget.room}{forgotten}", markup=False)
+
+
+def _next_line() -> str:
+    """Return the next line of a pipe; nobody is there to be prompted."""
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.strip()
 
 
 def _parse_path(argument: str, command: str) -> Path:

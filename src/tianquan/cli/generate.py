@@ -66,6 +66,17 @@ def show(text: str) -> None:
     print(terminal_safe(text) if sys.stdout.isatty() else text, end="", flush=True)
 
 
+def warn_if_cut(completion: Completion) -> bool:
+    """Say on stderr that an answer ended where it was allowed no more tokens; return whether it did."""
+    is_cut = completion.finish_reason == "length"
+    if is_cut:
+        print(
+            f"tianquan: cut off after {completion.usage.completion_tokens} tokens; give more --max-tokens",
+            file=sys.stderr,
+        )
+    return is_cut
+
+
 def completion_to_dict(completion: Completion) -> dict[str, Any]:
     """Return the documented JSON form of an answer."""
     usage = completion.usage
@@ -96,7 +107,7 @@ def generate(
     videos: Videos,
     memory: Memory,
 ) -> None:
-    """Answer the messages of a JSON file."""
+    """Answer the messages of a JSON file; with code 1 where --json-schema asks for more than there were tokens for."""
     conversation = read_messages(messages)
     schema = None if json_schema is None else read_schema(json_schema)
     llm = running.load(model, memory=memory)
@@ -117,6 +128,8 @@ def generate(
             show(piece.text)
         if piece.completion is not None:
             print(json.dumps(completion_to_dict(piece.completion), ensure_ascii=False) if json_output else "")
+            if not ignore_eos and warn_if_cut(piece.completion) and schema is not None:
+                raise typer.Exit(1)
 
 
 @grouped
@@ -142,9 +155,9 @@ def trace(
 
 @grouped
 def transcribe(
-    model: options.ModelArgument,
-    audio: Annotated[str, typer.Argument(help="Sound file: WAV, FLAC, MP3, OGG, M4A or WebM.")],
-    long_audio: options.LongAudioOption = "error",
+    model: Annotated[str, typer.Argument(help="A model folder or a hub id; may be left out for the embedded model.")],
+    audio: Annotated[str | None, typer.Argument(help="Sound file: WAV, FLAC, MP3, OGG, M4A or WebM.")] = None,
+    long_audio: options.LongAudioOption = "chunk",
     instruction: Annotated[str | None, typer.Option(help="What to ask; the vendor's prompt by default.")] = None,
     json_output: Json = False,
     max_tokens: options.MaxTokens = None,
@@ -152,11 +165,16 @@ def transcribe(
     running: Running,
 ) -> None:
     """Print what is said in a recording."""
+    from tianquan.checkpoint.hub import EMBEDDED
     from tianquan.llm import TRANSCRIBE_INSTRUCTION, TRANSCRIBE_SAMPLING
 
+    if audio is None:
+        if Path(model).is_dir() or model == EMBEDDED:
+            raise ParameterError(f"{model}: is a model; name a recording behind it")
+        model, audio = EMBEDDED, model
     sampling = TRANSCRIBE_SAMPLING if max_tokens is None else replace(TRANSCRIBE_SAMPLING, max_tokens=max_tokens)
     llm = running.load(model)
-    clips = []
+    clips, is_cut = [], False
     for piece in llm.stream_transcription(
         audio, long_audio=long_audio, instruction=instruction or TRANSCRIBE_INSTRUCTION, sampling=sampling
     ):
@@ -164,5 +182,8 @@ def transcribe(
             show(piece.text)
         if piece.completion is not None:
             clips.append(completion_to_dict(piece.completion))
+            is_cut |= piece.completion.finish_reason == "length"
     text = "\n".join(clip["text"] for clip in clips)
     print(json.dumps({"text": text, "clips": clips}, ensure_ascii=False) if json_output else "")
+    if is_cut:
+        print("tianquan: a part was cut off; give more --max-tokens", file=sys.stderr)

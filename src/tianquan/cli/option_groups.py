@@ -33,6 +33,7 @@ class Running:
     def load(self, model: str, progress: options.LoadProgress | None = None, memory: Memory | None = None) -> LLM:
         """Load a model behind a progress bar, which shows again when a tower is loaded on first use."""
         from tianquan.engine.interface import EngineOptions
+        from tianquan.engine.parameter_checks import parse_bytes
         from tianquan.loading import load
 
         progress = progress or options.LoadProgress()
@@ -41,8 +42,8 @@ class Running:
             return load(
                 model,
                 **vars(self),
-                engine=EngineOptions(kv_cache_bytes=options.parse_bytes(memory.kv_cache_bytes, "--kv-cache-bytes")),
-                max_memory=options.parse_bytes(memory.max_memory, "--max-memory"),
+                engine=EngineOptions(kv_cache_bytes=parse_bytes(memory.kv_cache_bytes, "--kv-cache-bytes")),
+                max_memory=parse_bytes(memory.max_memory, "--max-memory"),
                 kv_format=memory.kv_format,
                 on_progress=progress,
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +11,6 @@ import typer
 from tianquan.backends import Backend
 from tianquan.backends.kv_cache import KVFormat
 from tianquan.cli.progress import WorkProgress
-from tianquan.errors import ParameterError
 from tianquan.request import (
     FrameSampling,
     ImageDetail,
@@ -71,19 +69,6 @@ MaxMemory = Annotated[
 KVFormatOption = Annotated[
     KVFormat | None, typer.Option("--kv-format", help="How keys and values are kept; float16 by default.")
 ]
-
-_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
-
-
-def parse_bytes(text: str | None, option: str) -> int | None:
-    """Return the bytes of a size such as 512M, 3.5GiB or 1000000; K, M, G and T are powers of 1024."""
-    if text is None:
-        return None
-    match = _SIZE.fullmatch(text.strip())
-    if match is None:
-        raise ParameterError(f"{option}: {text[:40]!r} is no size; expected bytes, or a number and K, M, G or T")
-    power = " KMGT".index(match[2].upper() or " ")
-    return int(float(match[1]) * 1024**power)
 
 
 class VideoProgress:

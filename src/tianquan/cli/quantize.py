@@ -70,11 +70,12 @@ def _calibrate(
 ) -> None:
     """Write the folder with weights fitted to records, and say which none of them used."""
     from tianquan.calibration.save import DEFAULT_MEMORY, Calibration
+    from tianquan.engine.parameter_checks import parse_bytes
     from tianquan.evaluation.run import RecordSet
     from tianquan.training.records import read_records
 
     sets = [RecordSet(tuple(read_records(path)[:limit]), media_root or path.parent) for path in files]
-    num_bytes = options.parse_bytes(memory, "--calibration-memory")
+    num_bytes = parse_bytes(memory, "--calibration-memory")
     with WorkProgress("calibrating:") as progress:
         calibration = Calibration(
             record_sets=sets,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tianquan.cli import options
+from tianquan.engine.parameter_checks import parse_bytes
 from tianquan.errors import BackendError
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 Number = int | None
 List = list[str] | None
+Size = str | None
 
 
 def _flag(text: str) -> Any:
@@ -41,14 +43,14 @@ def serve(
     kv_cache_bytes: options.KVCacheBytes = None,
     max_memory: options.MaxMemory = None,
     kv_format: options.KVFormatOption = None,
-    encoder_cache_bytes: Annotated[Number, _flag("For features of pictures and sound; 256 MiB by default.")] = None,
+    encoder_cache_bytes: Annotated[Size, _flag("For features of pictures and sound, as 256M, the default.")] = None,
     speculation: Annotated[
         bool | None, typer.Option(help="Guess tokens that repeat earlier ones; on by default.")
     ] = None,
     allow_media_domain: Annotated[List, _flag("Host whose https: URLs are fetched; may be repeated.")] = None,
     media_root: Annotated[Path | None, _flag("Folder whose files may be named by file: URLs.")] = None,
-    max_body_bytes: Annotated[Number, _flag("Of one request; 64 MiB by default.")] = None,
-    max_media_bytes: Annotated[Number, _flag("Of one fetched or named file; 32 MiB by default.")] = None,
+    max_body_bytes: Annotated[Size, _flag("Of one request, as 64M, the default.")] = None,
+    max_media_bytes: Annotated[Size, _flag("Of one fetched or named file, as 32M, the default.")] = None,
     max_media: Annotated[Number, _flag("Pictures, recordings and videos of one request; 32 by default.")] = None,
     max_pixels: Annotated[Number, _flag("Of one picture; 100 million by default.")] = None,
     max_total_pixels: Annotated[Number, _flag("Of all pictures of one request; 300 million by default.")] = None,
@@ -117,10 +119,10 @@ def load_model(settings: ServeConfig) -> LLM:
             revision=settings.revision,
             on_progress=progress,
             adapters=settings.adapters,
-            max_memory=options.parse_bytes(settings.max_memory, "--max-memory"),
+            max_memory=parse_bytes(settings.max_memory, "--max-memory"),
             kv_format=settings.kv_format,
             engine=EngineOptions(
-                kv_cache_bytes=options.parse_bytes(settings.kv_cache_bytes, "--kv-cache-bytes"),
+                kv_cache_bytes=parse_bytes(settings.kv_cache_bytes, "--kv-cache-bytes"),
                 encoder_cache_bytes=settings.encoder_cache_bytes,
                 speculation=settings.speculation,
                 limits=SchedulerLimits(max_running=settings.max_num_seqs),

@@ -8,8 +8,11 @@ JSON may be laid out over lines, with at most 8 spaces in a row: a model cannot 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,12 @@ from tianquan.request import OutputFormat
 _JSON_SPACE = r"\n? {0,8}"
 _TOO_COMPLEX = "the answer's form became too complex to follow; simplify the schema or grammar"
 _MAX_DEPTH = 64  # of a schema: the library walks it by recursion
+# A multiple is an automaton of as many states as it has remainders, and several may be asked for together. Factors of
+# two and five only look at the last digits.
+_MAX_REMAINDERS = 50_000
+_MAX_RULES = 1000  # of a grammar: the library follows them by recursion
+_RULE = re.compile(r"^\s*[?!]*[A-Za-z_]\w*\s*(?:\[[^\]\n]*\]|\{[^}\n]*\})?\s*:", re.MULTILINE)
+_MULTIPLE = re.compile(r'"multipleOf"\s*:\s*([-+.\deE]+)')
 _MAX_ERROR = 160  # characters of the library's reason
 
 
@@ -90,6 +99,7 @@ class ConstraintCompiler:
                 raise ParameterError(f"the json_schema must be an object, got {type(schema).__name__}")
             if _depth(schema) > _MAX_DEPTH:
                 raise ParameterError(f"the json_schema is nested more than {_MAX_DEPTH} deep; simplify it")
+            _check_multiples(form.kind, _multiples(schema))
             try:
                 return self._matcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": _JSON_SPACE})
             except (ValueError, OverflowError) as error:  # half a surrogate pair, an integer of hundreds of digits
@@ -98,6 +108,9 @@ class ConstraintCompiler:
             return self._matcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, _parse_choices(form))))
         if form.kind == "regex":
             return self._matcher.grammar_from_regex(form.definition)
+        if len(_RULE.findall(form.definition)) > _MAX_RULES:
+            raise ParameterError(f"the grammar has more than {_MAX_RULES} rules; simplify it")
+        _check_multiples(form.kind, _MULTIPLE.findall(form.definition))  # of the schemas in it
         return self._matcher.grammar_from_lark(form.definition)
 
 
@@ -144,9 +157,39 @@ class _GuidanceVocabulary:
 
 def _parse_json(form: OutputFormat) -> Any:
     try:
-        return json.loads(form.definition)
+        value = json.loads(form.definition)
+        json.dumps(value, allow_nan=False)  # numbers beyond float64 are read as infinity
+        return value
     except (ValueError, RecursionError) as error:
         raise ParameterError(f"the {form.kind} is not valid JSON") from error
+
+
+def _multiples(value: Any) -> Iterator[str]:
+    """Yield the numbers that a schema of at most `_MAX_DEPTH` asks for multiples of."""
+    for key, child in value.items() if isinstance(value, dict) else enumerate(value):
+        if key == "multipleOf" and isinstance(child, int | float) and not isinstance(child, bool):
+            yield repr(child)
+        elif isinstance(child, dict | list):
+            yield from _multiples(child)
+
+
+def _check_multiples(kind: str, numbers: Iterable[str]) -> None:
+    """Refuse multiples that would take seconds and hundreds of megabytes to follow."""
+    together = 1
+    for number in numbers:
+        try:
+            numerator = abs(Fraction(number).numerator)
+        except (ValueError, OverflowError, ZeroDivisionError):
+            continue  # no number; the library says so
+        for factor in (2, 5):
+            while numerator and numerator % factor == 0:
+                numerator //= factor
+        together = math.lcm(together, numerator or 1)
+        if together > _MAX_REMAINDERS:
+            raise ParameterError(
+                f"the {kind} asks for multiples of {printable(number, 20)}, which together with others take more than "
+                f"{_MAX_REMAINDERS} remainders to follow; leave multipleOf out, and check the answer"
+            )
 
 
 def _depth(value: Any) -> int:

@@ -122,7 +122,7 @@ class Engine:
 
         Raises:
             ParameterError: a sampling parameter is out of range.
-            PromptError: the prompt can never fit.
+            PromptError: the prompt can never fit, or has an id that is no token.
         """
         check_params(request.sampling, self.model.config.language.vocab_size)
         prompt, limit = request.prompt, self.max_sequence_tokens
@@ -131,6 +131,10 @@ class Engine:
             raise PromptError("the prompt is empty; expected at least one token")
         if num_prompt >= limit:
             raise PromptError(self._too_long(request))
+        vocab_size = self.model.config.language.vocab_size
+        outside = prompt.token_ids[(prompt.token_ids < 0) | (prompt.token_ids >= vocab_size)]
+        if outside.size:
+            raise PromptError(f"the prompt has token id {outside[0]}; expected 0 to {vocab_size - 1}")
         namespace = (request.adapter, request.salt)
         units = prompt_units(prompt)
         sequence = Sequence(

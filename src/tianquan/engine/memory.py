@@ -52,8 +52,9 @@ def plan_blocks(model: OmniModel, options: EngineOptions) -> KVCache:
         least = min(window_blocks, _MIN_TOKENS // KV_BLOCK_SIZE)
         if num_blocks < least:
             raise ParameterError(
-                f"kv_cache_bytes is {asked}, which holds {max(num_blocks, 0) * KV_BLOCK_SIZE} tokens; "
-                f"expected at least {least * block_bytes}, for {least * KV_BLOCK_SIZE} tokens"
+                f"keys and values have {asked} bytes (kv_cache_bytes), which hold {max(num_blocks, 0) * KV_BLOCK_SIZE} "
+                f"tokens; expected at least {least * block_bytes}, for {least * KV_BLOCK_SIZE} tokens; raise it, or "
+                "max_memory"
             )
         physical = _physical_bytes()
         if physical is not None and asked > physical:

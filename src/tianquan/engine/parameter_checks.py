@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import get_args, get_type_hints
 
 from tianquan.errors import ParameterError
@@ -15,6 +16,8 @@ MAX_STOP_LEN = 1024  # characters of one stop string: each new token is compared
 MAX_FORMAT_LEN = 64 * 1024  # characters of a schema, pattern or grammar
 MAX_CHOICES_OF_FORMAT = 1000
 MAX_CHOICE_LEN = 1000  # characters
+
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 _NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 _INTEGERS = ("top_k", "min_tokens", "max_tokens", "seed", "logprobs", "n")
@@ -61,6 +64,21 @@ def check_bytes(name: str, value: object) -> None:
     """Raise ParameterError when what should be a number of bytes is none."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise ParameterError(f"{name} must be a number of bytes, 0 or more, got {_short(value)}")
+
+
+def parse_bytes(text: str | int | None, option: str) -> int | None:
+    """Return the bytes of a size such as 512M, 3.5GiB or 1000000; K, M, G and T are powers of 1024.
+
+    Raises:
+        ParameterError: it is none.
+    """
+    if text is None or isinstance(text, int):
+        return text
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ParameterError(f"{option}: {text[:40]!r} is no size; expected bytes, or a number and K, M, G or T")
+    power = " KMGT".index(match[2].upper() or " ")
+    return int(float(match[1]) * 1024**power)
 
 
 def _check_stop(params: SamplingParams) -> None:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from tianquan.request import SamplingParams, TokenLogprob
 
 Float32 = npt.NDArray[np.float32]
+_FIRST_SORTED = 512  # ids
 
 
 def sample(
@@ -46,10 +47,10 @@ def sample(
             logits[~allowed] = -np.inf
     if params.temperature == 0:
         return int(logits.argmax())
-    token_ids, probabilities = _candidates(logits, params)
-    cumulative = probabilities.cumsum()
-    draw = generator.random() * cumulative[-1]
-    return int(token_ids[min(np.searchsorted(cumulative, draw, side="right"), len(token_ids) - 1)])
+    draw = generator.random()
+    token_ids, probabilities, mass = _candidates(logits, params, draw)
+    at = int(np.searchsorted(probabilities.cumsum(), draw * mass, side="right"))
+    return int(token_ids[min(at, len(token_ids) - 1)])
 
 
 def token_logprob(logits: Float32, token_id: int, num_top: int) -> TokenLogprob:
@@ -83,20 +84,56 @@ def _adjust(logits: Float32, params: SamplingParams, past_token_ids: Sequence[in
     return logits
 
 
-def _candidates(logits: Float32, params: SamplingParams) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Return the token ids that may be drawn, most likely first, and their unnormalised probabilities."""
-    size = len(logits) if params.top_k == 0 else min(params.top_k, len(logits))
-    token_ids = np.argpartition(-logits, size - 1)[:size] if size < len(logits) else np.arange(len(logits))
-    token_ids = token_ids[np.lexsort((token_ids, -logits[token_ids]))]  # ties by id: the same draw everywhere
-    with np.errstate(over="ignore"):  # a temperature of 1e-320 leaves the likeliest token alone: exp(-inf) is 0
-        scaled = (logits[token_ids].astype(np.float64) - float(logits[token_ids[0]])) / params.temperature
-    probabilities = np.exp(scaled)
+def _candidates(
+    logits: Float32, params: SamplingParams, draw: float
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], float]:
+    """Return the token ids that may be drawn, most likely first, their probabilities and what all of them add up to.
+
+    Probabilities are not normalised. Where the vocabulary is not cut, only so many ids are put in order as it takes to
+    find the one at `draw`, or all those that top-p and min-p leave: sorting all of a large one takes longer than the
+    rest of the choice.
+    """
+    largest = float(logits.max())
+
+    def probabilities_of(values: Float32) -> npt.NDArray[np.float64]:
+        with np.errstate(over="ignore"):  # a temperature of 1e-320 leaves the likeliest token alone: exp(-inf) is 0
+            return np.exp((values.astype(np.float64) - largest) / params.temperature)
+
+    if params.top_k > 0:
+        token_ids = _likeliest(logits, params.top_k)[: params.top_k]
+        probabilities = probabilities_of(logits[token_ids])
+        mass = float(probabilities.sum())
+    else:
+        mass, size = float(probabilities_of(logits).sum()), _FIRST_SORTED
+        while True:
+            token_ids = _likeliest(logits, size)
+            probabilities = probabilities_of(logits[token_ids])
+            found = float(probabilities.sum())
+            is_enough = found > params.top_p * mass if params.top_p < 1.0 else found > draw * mass
+            if len(token_ids) == len(logits) or (is_enough and not _may_be_more(probabilities, params)):
+                break
+            size *= 16
     if params.top_p < 1.0:
         # the smallest set that reaches top_p: a token stays while the mass before it is below
         before = probabilities.cumsum() - probabilities
-        keep = before < params.top_p * probabilities.sum()
+        keep = before < params.top_p * mass
         token_ids, probabilities = token_ids[keep], probabilities[keep]
     if params.min_p > 0.0:
         keep = probabilities >= params.min_p * probabilities[0]
         token_ids, probabilities = token_ids[keep], probabilities[keep]
-    return token_ids, probabilities
+    is_cut = params.top_k > 0 or params.top_p < 1.0 or params.min_p > 0.0
+    return token_ids, probabilities, float(probabilities.cumsum()[-1]) if is_cut else mass
+
+
+def _may_be_more(probabilities: npt.NDArray[np.float64], params: SamplingParams) -> bool:
+    """True when a token less likely than all of these may still pass min-p, which then decides how many there are."""
+    return params.top_p == 1.0 and params.min_p > 0.0 and bool(probabilities[-1] >= params.min_p * probabilities[0])
+
+
+def _likeliest(logits: Float32, size: int) -> npt.NDArray[np.int64]:
+    """Return ids, the likeliest first and ties by id: `size`, and those as likely as the last of them."""
+    if size < len(logits):
+        token_ids = np.flatnonzero(logits >= np.partition(logits, len(logits) - size)[len(logits) - size])
+    else:
+        token_ids = np.arange(len(logits))
+    return token_ids[np.lexsort((token_ids, -logits[token_ids]))]

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tianquan.engine.prefix_cache import Node, PrefixCache
+from tianquan.engine.prefix_cache import Node, PrefixCache, Unit
 from tianquan.engine.sequence import Sequence
 from tianquan.errors import ParameterError
 
@@ -173,18 +173,34 @@ class Scheduler:
     def _plan_prefills(self, plan: StepPlan) -> None:
         limits = self.limits
         budget = limits.prefill_chunk_beside_decode if plan.decodes else limits.prefill_chunk
+        planned: set[tuple[int, tuple[Unit, ...]]] = set()  # where chunks begin, and their first blocks
         for sequence in list(self._turns):
             if budget <= 0:
                 return
             if sequence not in self.running:
                 continue  # preempted by one before it
+            first = self._next_block(sequence)
+            if first is not None and first in planned:
+                continue  # another computes it in this step: it is there in the next
             num_tokens = self._plan_chunk(sequence, budget, plan)
             if num_tokens:
+                if first is not None:
+                    planned.add(first)
                 plan.prefills.append((sequence, num_tokens))
                 budget -= num_tokens
                 self._turns.remove(sequence)
                 if num_tokens < sequence.num_pending:
                     self._turns.append(sequence)
+
+    def _next_block(self, sequence: Sequence) -> tuple[int, tuple[Unit, ...]] | None:
+        """Return what a prompt's next whole block follows, and its units; None where none begins or is left."""
+        if not self._is_at_block(sequence):
+            return None
+        self._extend_path(sequence)
+        start, size = sequence.num_computed, self.cache.block_size
+        if start + size >= len(sequence.units):
+            return None
+        return id(self._end_of_path(sequence)), tuple(sequence.units[start : start + size])
 
     def _plan_chunk(self, sequence: Sequence, budget: int, plan: StepPlan) -> int:
         """Return how many tokens of a prompt this step computes, with blocks assigned for them."""
@@ -205,11 +221,10 @@ class Scheduler:
 
     def _reuse(self, sequence: Sequence, plan: StepPlan) -> None:
         """Skip what the prefix cache knows: whole blocks by sharing them, the beginning of one by copying it."""
-        size = self.cache.block_size
-        if sequence.num_computed % size != 0 or len(sequence.block_table) > len(sequence.path):
+        if not self._is_at_block(sequence):
             return
         self._extend_path(sequence)
-        start = sequence.num_computed
+        start, size = sequence.num_computed, self.cache.block_size
         # the last token is always computed: its logits are needed
         units = sequence.units[start : min(start + size, len(sequence.units) - 1)]
         found = self.cache.find_partial(self._end_of_path(sequence), units) if units else None
@@ -221,6 +236,10 @@ class Scheduler:
             plan.copies.append(BlockCopy(node.block, sequence.block_table[-1], num_tokens))
             sequence.num_computed += num_tokens
         self.cache.release([node])
+
+    def _is_at_block(self, sequence: Sequence) -> bool:
+        """True where what comes next may be shared: all blocks are whole and known to the cache."""
+        return sequence.num_computed % self.cache.block_size == 0 and len(sequence.block_table) == len(sequence.path)
 
     def _extend_path(self, sequence: Sequence) -> None:
         size = self.cache.block_size

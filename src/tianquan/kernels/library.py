@@ -30,7 +30,7 @@ ISAS: tuple[Isa, ...] = get_args(Isa)  # the fastest first
 
 _LIBRARY_NAME = "_kernels.so"
 _ABI_VERSION = 2
-_REINSTALL = "reinstall with a C++17 compiler available: pip install --force-reinstall --no-deps tianquan"
+_REINSTALL = "with a C++17 compiler at hand run, in its source folder: pip install --force-reinstall --no-deps ."
 
 _NO_MEMORY, _NO_THREADS = 1, 2
 

@@ -255,13 +255,13 @@ def fit_long_audio(
     """
     max_samples = min(max_samples, MAX_SAMPLES)
     if mode not in ("error", "truncate", "chunk"):
-        raise ParameterError(f"long audio mode is {mode!r}; expected 'error', 'truncate' or 'chunk'")
+        raise ParameterError(f"long_audio is {mode!r}; expected 'error', 'truncate' or 'chunk'")
     if len(waveform) <= max_samples:
         return [waveform]
     if mode == "error":
         raise MediaError(
             f"{label}: {_seconds(len(waveform))} s of sound; the model takes {max_samples / SAMPLE_RATE:g} "
-            "s at a time; use long audio mode 'chunk' (split at quiet places) or 'truncate' (keep the start)"
+            "s at a time; choose long_audio (--long-audio) chunk (split at quiet places) or truncate (keep the start)"
         )
     if mode == "truncate":
         return [waveform[:max_samples]]

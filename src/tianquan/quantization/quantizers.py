@@ -98,7 +98,7 @@ def check_small_values(weight: Float32, tensor: QuantizedTensor) -> None:
     lost = float(np.square(weight - tensor.dequantize(), dtype=np.float64)[coarse].sum())
     if lost > _MOST_LOST * size:
         raise ValueError(
-            f"weight {weight.shape} has values too small for {tensor.format}, which would lose {(lost / size) ** 0.5:.0%}"
+            f"weight {weight.shape} has values too small for {tensor.format}, which loses {(lost / size) ** 0.5:.0%}"
         )
 
 

@@ -13,12 +13,14 @@ from tianquan.backends import Backend
 from tianquan.backends.kv_cache import KVFormat
 from tianquan.checkpoint.hub import EMBEDDED
 from tianquan.engine.interface import EngineOptions
+from tianquan.engine.parameter_checks import parse_bytes
 from tianquan.errors import BackendError, ParameterError
 from tianquan.processing.frames import MAX_FRAMES
 from tianquan.processing.labels import printable
 from tianquan.request import ImageDetail, ImagePolicy, LongAudio, MediaPolicy, VideoPolicy
 
 _PATHS = ("api_key_file", "media_root")
+_SIZES = frozenset({"encoder_cache_bytes", "max_body_bytes", "max_media_bytes"})  # numbers, or texts such as 64M
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +237,8 @@ def make_config(flags: Mapping[str, Any], file: Path | None = None) -> ServeConf
         values[name] = _typed(name, value, str(known[name]))
     given = {name: value for name, value in flags.items() if value is not None and value != []}
     values.update({name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})
+    for name in _SIZES & set(values):
+        values[name] = parse_bytes(values[name], name)
     return replace(ServeConfig(), **values)
 
 
@@ -265,10 +269,12 @@ def _typed(name: str, value: Any, kind: str) -> Any:
         ("bool" in kind and isinstance(value, bool))
         or ("int" in kind and is_number)
         or ("float" in kind and (is_number or isinstance(value, float)))
+        or (name in _SIZES and isinstance(value, str))
         or (("str" in kind or "Literal" in kind) and "tuple" not in kind and isinstance(value, str))
     )
     if not accepted:
-        raise ParameterError(f"{name} has a value of the wrong type: {type(value).__name__}")
+        expected = "a size such as 64M" if name in _SIZES else kind.removeprefix("<class '").removesuffix("'>")
+        raise ParameterError(f"{name} has a value of the wrong type: {type(value).__name__}, expected {expected}")
     return value
 
 

@@ -229,10 +229,10 @@ TIANQUAN_INLINE F8 exponential(F8 x) {
   return p * as_float((n + splat_int(127)) << 23);
 }
 
-// 2^x for x <= 0 with a relative error below 3e-7; arguments below -126 give 1e-38 rather than 0. The softmax
-// of attention uses it because it takes two thirds of the instructions of e^x.
+// 2^x for x <= 0 with a relative error below 3e-7; arguments below -126 give 1e-38 rather than 0, NaN stays
+// NaN. The softmax of attention uses it because it takes two thirds of the instructions of e^x.
 TIANQUAN_INLINE F8 exp2_nonpositive(F8 x) {
-  x = max(x, splat(-126.0f));
+  x = max(splat(-126.0f), x);  // in this order: of NaN and a number `max` gives the second
   const I8 n = round_to_int(x);
   const F8 r = x - to_float(n);
   F8 p = splat(1.3276474e-3f);  // relative minimax on [-1/2, 1/2]

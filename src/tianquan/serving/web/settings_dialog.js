@@ -7,7 +7,7 @@ import { say } from "./strings.js";
 /** The numbers: their name in a request and in the strings, and their range. */
 const NUMBERS = [
   { name: "temperature", key: "temperature", low: 0, high: 2, step: "0.1" },
-  { name: "top_p", key: "topP", low: 0, high: 1, step: "0.05" },
+  { name: "top_p", key: "topP", low: 0.01, high: 1, step: "0.05" },
   { name: "max_tokens", key: "maxTokens", low: 1, high: 32768, step: "1" },
   { name: "seed", key: "seed", low: 0, high: 2 ** 31 - 1, step: "1" },
 ];

@@ -174,8 +174,8 @@ const STRINGS = {
   ],
   errorKey: ["The server needs a key.", "服务器需要密钥。"],
   errorLarge: [
-    "This is more than the server takes at once. Send fewer or smaller pictures or shorter sound.",
-    "超过服务器一次能接收的大小。请减少或缩小图片，或缩短声音。",
+    "This is more than the server takes at once. Send fewer or smaller pictures, or shorter sound or video.",
+    "超过服务器一次能接收的大小。请减少或缩小图片，或缩短音频和视频。",
   ],
   errorBusy: ["The server is busy.", "服务器繁忙。"],
   errorBusyFor: ["The server is busy. Try again in {seconds} s.", "服务器繁忙，请 {seconds} 秒后重试。"],

@@ -15,7 +15,7 @@ export async function runTurn(conversation, answer, { api, model, readMedium, si
   const began = performance.now();
   const before = conversation.messages.slice(0, conversation.messages.indexOf(answer));
   try {
-    const body = await requestBody({ ...conversation, messages: before }, model, readMedium);
+    const body = await requestBody({ ...conversation, messages: withoutRefused(before) }, model, readMedium);
     for await (const chunk of api.streamChat(body, signal)) {
       const hadText = answer.text !== "";
       applyChunk(answer, chunk);
@@ -33,6 +33,13 @@ export async function runTurn(conversation, answer, { api, model, readMedium, si
     answer.totalMs = performance.now() - began;
     onChange();
   }
+}
+
+/** The messages without questions the server could not take: sent again they would spoil every later one. */
+function withoutRefused(messages) {
+  const isRefused = ({ error, text }) =>
+    error && !text && (error.status === UNSENT || [400, 413, 415, 422].includes(error.status));
+  return messages.filter((message, n) => !isRefused(message) && !(messages[n + 1] && isRefused(messages[n + 1])));
 }
 
 /** Add what one chunk says to an answer. */

@@ -9,7 +9,7 @@ from embedded_model.deeper_stages import DEEPER_STAGES
 from embedded_model.first_stages import FIRST_STAGES
 from embedded_model.later_stages import LATER_STAGES
 
-SHIPPED = "rely"  # the stage whose weights the package has
+SHIPPED = "fluent"  # the stage whose weights the package has
 STAGES = FIRST_STAGES | LATER_STAGES | DEEPER_STAGES  # in the order they were trained in
 
 

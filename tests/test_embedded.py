@@ -20,7 +20,7 @@ from tianquan.training.records import read_records
 RECORDS = Path(__file__).parent / "embedded_records" / "records.jsonl"
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MAX_BYTES = 25_000_000
-NUM_RIGHT = 43  # of 48; it gets 45, and rounding differs a little from one instruction set to another
+NUM_RIGHT = 45  # of 48; it gets 47, and rounding differs a little from one instruction set to another
 
 
 @pytest.fixture(scope="module")

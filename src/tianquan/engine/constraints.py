@@ -30,7 +30,7 @@ _MAX_DEPTH = 64  # of a schema: the library walks it by recursion
 # two and five only look at the last digits.
 _MAX_REMAINDERS = 50_000
 _MAX_RULES = 1000  # of a grammar: the library follows them by recursion
-_RULE = re.compile(r"^\s*[?!]*[A-Za-z_]\w*\s*(?:\[[^\]\n]*\]|\{[^}\n]*\})?\s*:", re.MULTILINE)
+_RULE = re.compile(r"^\s*[?!]*[A-Za-z_]\w*(?:\.-?\d+)?\s*(?:\[[^\]\n]*\]|\{[^}\n]*\})?\s*:", re.MULTILINE)
 _MULTIPLE = re.compile(r'"multipleOf"\s*:\s*([-+.\deE]+)')
 _MAX_ERROR = 160  # characters of the library's reason
 

@@ -284,7 +284,7 @@ def test_what_was_summed_up_is_summed_up_again(small_llm, monkeypatch):
 
     monkeypatch.setattr(small_llm, "answer", listen)
     session = small_llm.session(sampling=SHORT, when_full="summarize")
-    fill(session, 30)
+    fill(session, 22)
     summaries = [text for text in asked if "Summarize our conversation" in text]
     assert len(summaries) > 2
     assert all("Summary of our conversation so far" in text for text in summaries[1:])

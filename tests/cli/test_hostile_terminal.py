@@ -70,7 +70,7 @@ def test_a_conversation_survives_bad_lines(checkpoint_folder, tmp_path):
         f"/save {tmp_path / 'talk.json'}",
     ]
     result = run("chat", checkpoint_folder, "--max-tokens", 3, *BACKEND, stdin="\n".join(lines) + "\n")
-    assert result.returncode == 0
+    assert result.returncode == 2  # some lines could not be done
     assert "Traceback" not in result.stderr
     assert "[/red]" in result.stderr
     assert "not a picture.png" in result.stderr

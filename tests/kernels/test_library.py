@@ -25,7 +25,7 @@ def normal(*shape: int) -> np.ndarray:
 
 def test_a_missing_library_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     monkeypatch.setattr(tianquan.kernels, "__path__", [str(tmp_path)])
-    with pytest.raises(BackendError, match=r"were not built; reinstall with a C\+\+17 compiler"):
+    with pytest.raises(BackendError, match=r"were not built; with a C\+\+17 compiler at hand run"):
         library.library_path()
 
 

@@ -199,7 +199,7 @@ def _describe(value: Any) -> str:
         return f"an object with keys {_names(sorted(value, key=str)[:6]) or 'none'}"
     if isinstance(value, str):
         return repr(value[:40])
-    return "an empty list" if value == [] else type(value).__name__
+    return "an empty list" if isinstance(value, list) and not value else type(value).__name__
 
 
 def _names(keys: Sequence[Any]) -> str:

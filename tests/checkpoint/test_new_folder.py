@@ -55,8 +55,8 @@ with new_folder(Path(sys.argv[1]), 1) as temporary:
 
 
 def test_leftovers_of_killed_processes_are_removed(tmp_path):
-    kept = {".out.partial-a.b", ".other.partial-1a", ".out.xyz"}
-    for name in (*kept, ".out.partial-9-ab_c1"):  # as versions before named theirs
+    kept = {".out.partial-notes", ".out.partial-0123456789", ".other.partial-0123abcd", ".out.xyz"}
+    for name in (*kept, ".out.partial-0123abcd"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("x")
     command = [sys.executable, "-c", KILLED, str(tmp_path / "out")]
@@ -77,10 +77,10 @@ def test_where_nothing_can_be_locked_nothing_is_removed(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", fails)
-    (tmp_path / ".out.partial-ab").mkdir()
+    (tmp_path / ".out.partial-0123abcd").mkdir()
     with new_folder(tmp_path / "out", 1):
         pass
-    assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.partial-ab"}
+    assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.partial-0123abcd"}
 
 
 @pytest.mark.parametrize(("mask", "mode"), [(0o077, 0o700), (0o002, 0o775)])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -187,3 +188,13 @@ def test_a_vocabulary_of_which_few_are_allowed():
     params = SamplingParams(temperature=1.0, top_k=0, top_p=1.0)
     drawn = {sample(logits, params, [], np.random.default_rng(seed), allowed=allowed) for seed in range(40)}
     assert drawn == {7, 4000}
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.99])
+@pytest.mark.parametrize("top_k", [0, 50])
+def test_the_largest_draw_is_no_forbidden_token(top_p, top_k):
+    logits = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
+    allowed = np.arange(5000) % 7 == 0
+    params = SamplingParams(temperature=1.0, top_k=top_k, top_p=top_p)
+    largest = SimpleNamespace(random=lambda: 1 - 2**-53)
+    assert allowed[sample(logits, params, [], largest, allowed=allowed)]

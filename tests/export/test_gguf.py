@@ -152,7 +152,7 @@ def test_what_no_half_precision_holds_is_refused(checkpoint, tmp_path, monkeypat
 
 
 def test_what_a_killed_export_left_is_removed(checkpoint, tmp_path):
-    left, written = (tmp_path / f".out.gguf.partial-{n}" for n in (1, 2))
+    left, written = (tmp_path / f".out.gguf.partial-{n:08x}" for n in (1, 2))
     for path in (left, written):
         path.write_bytes(b"half of it")
     with written.open("rb") as file:

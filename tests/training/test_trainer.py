@@ -220,7 +220,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path):
 
 
 def test_what_a_kill_left_of_a_state_goes_with_the_next(tmp_path):
-    stale, written = (tmp_path / f".state-0000077{n}.partial-{n}abcd" for n in (7, 8))
+    stale, written = (tmp_path / f".state-0000077{n}.partial-{n:08x}" for n in (7, 8))
     for folder in (stale, written):
         folder.mkdir(parents=True)
     held = os.open(written, os.O_RDONLY)  # by a process that writes it

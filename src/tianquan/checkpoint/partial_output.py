@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_RANDOM_BYTES = 4  # of a hidden name, in hexadecimal
+
 
 @contextmanager
 def partial_output(output: Path, *, is_folder: bool) -> Iterator[Path]:
@@ -37,7 +39,7 @@ def remove_stale(output: Path) -> None:
     Raises:
         OSError: the folder cannot be looked at.
     """
-    pattern = re.compile(re.escape(_prefix(output)) + r"(?:\d{1,9}-)?\w+")  # versions before named their process
+    pattern = re.compile(re.escape(_prefix(output)) + f"[0-9a-f]{{{2 * _RANDOM_BYTES}}}")  # and nothing of the user's
     for path in output.parent.iterdir():
         if pattern.fullmatch(path.name) is None or path.is_symlink() or not (path.is_dir() or path.is_file()):
             continue
@@ -61,7 +63,7 @@ def _prefix(output: Path) -> str:
 def _make_locked(output: Path, is_folder: bool) -> tuple[Path, int]:
     """Return a new path and the descriptor that holds its lock."""
     while True:
-        path = output.with_name(f"{_prefix(output)}{secrets.token_hex(4)}")
+        path = output.with_name(f"{_prefix(output)}{secrets.token_hex(_RANDOM_BYTES)}")
         if is_folder:
             path.mkdir()
             descriptor = os.open(path, os.O_RDONLY)

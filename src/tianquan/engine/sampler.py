@@ -110,7 +110,7 @@ def _candidates(
             probabilities = probabilities_of(logits[token_ids])
             found = float(probabilities.sum())
             is_enough = found > params.top_p * mass if params.top_p < 1.0 else found > draw * mass
-            if len(token_ids) == len(logits) or (is_enough and not _may_be_more(probabilities, params)):
+            if size >= len(logits) or (is_enough and not _may_be_more(probabilities, params)):
                 break
             size *= 16
     if params.top_p < 1.0:
@@ -131,9 +131,10 @@ def _may_be_more(probabilities: npt.NDArray[np.float64], params: SamplingParams)
 
 
 def _likeliest(logits: Float32, size: int) -> npt.NDArray[np.int64]:
-    """Return ids, the likeliest first and ties by id: `size`, and those as likely as the last of them."""
-    if size < len(logits):
-        token_ids = np.flatnonzero(logits >= np.partition(logits, len(logits) - size)[len(logits) - size])
-    else:
-        token_ids = np.arange(len(logits))
+    """Return ids that may come, the likeliest first and ties by id: `size`, and those as likely as the last of them."""
+    token_ids = np.flatnonzero(logits > -np.inf)
+    least = len(token_ids) - size
+    if least > 0:
+        values = logits[token_ids]
+        token_ids = token_ids[values >= np.partition(values, least)[least]]
     return token_ids[np.lexsort((token_ids, -logits[token_ids]))]

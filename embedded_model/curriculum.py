@@ -8,9 +8,10 @@ from __future__ import annotations
 from embedded_model.deeper_stages import DEEPER_STAGES
 from embedded_model.first_stages import FIRST_STAGES
 from embedded_model.later_stages import LATER_STAGES
+from embedded_model.latest_stages import LATEST_STAGES
 
 SHIPPED = "fluent"  # the stage whose weights the package has
-STAGES = FIRST_STAGES | LATER_STAGES | DEEPER_STAGES  # in the order they were trained in
+STAGES = FIRST_STAGES | LATER_STAGES | DEEPER_STAGES | LATEST_STAGES  # in the order they were trained in
 
 
 def stages_before(name: str) -> tuple[str, ...]:

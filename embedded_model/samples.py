@@ -52,6 +52,7 @@ WEIGHTS: dict[str, float] = {
     "spoken_digits": 4,
     "spoken_question": 10,
     "spoken_each": 0,
+    "spoken_counts": 0,
     "spoken_interview": 0,
     "spoken_chat": 3,
     "text": 3,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from embedded_model import asks, prompts
 from embedded_model.asks import Language
-from embedded_model.interviews import MORE_QUESTIONS, ask_more, large_things
-from embedded_model.pictures import Picture
-from embedded_model.scene_plans import scene_for
+from embedded_model.interviews import COUNT_KINDS, MORE_QUESTIONS, ask_more, large_things
+from embedded_model.pictures import Picture, Wanted, any_thing, plan_scene
+from embedded_model.scene_plans import MAX_OBJECTS, scene_for
+from embedded_model.speech import Clip
 from embedded_model.studio import Draft, Studio
 
 MOST_SPOKEN = 4  # spoken ones, of
 CLIPS_TRIED = 120
+ALIKE = (0, 1, 1, 2, 2, 3, 3, 4, 4, 5)  # how many there are of what is counted, as often
 
 
 def transcribe(studio: Studio, language: Language) -> Draft:
@@ -60,6 +62,36 @@ def spoken_each(studio: Studio, language: Language) -> Draft:
         if len(draft.asks) == MOST_SPOKEN:
             break
     return draft if draft.asks else spoken_question(studio, language)
+
+
+def spoken_counts(studio: Studio, language: Language) -> Draft:
+    """Spoken questions for counts, and a picture with some of what each of them names."""
+    rng, clips = studio.rng, dict[asks.Ask, Clip]()
+    for _ in range(CLIPS_TRIED):
+        clip = studio.bank().sample_clip(language, ("question",), rng)
+        if clip.phrase.ask is not None and clip.phrase.ask.kind in COUNT_KINDS:
+            clips.setdefault(clip.phrase.ask, clip)
+        if len(clips) == MOST_SPOKEN:
+            break
+    if not clips:
+        return spoken_question(studio, language)
+    named = [(ask.shape, ask.colour) for ask in clips for _ in range(rng.choice(ALIKE))]
+    named = rng.sample(named, min(MAX_OBJECTS, len(named))) or [("", "")]
+    large = rng.uniform(0.2, 0.38) / len(named) ** 0.5 if rng.random() < 0.5 else None
+    things = [(any_thing(rng), shape, colour) for shape, colour in named]
+    wanted = [
+        Wanted(shape=shape or other.shape, colour=colour or other.colour, radius=large)
+        for other, shape, colour in things
+    ]
+    scene = plan_scene(wanted, studio.size(), rng)
+    draft = Draft(asks=list(clips))
+    pictures: tuple[Picture, ...] = (studio.draw(scene),)
+    for ask, clip in clips.items():
+        reply = asks.answer(ask, scene, language)
+        assert reply is not None, "a count is always known"
+        draft.ask(None, reply, pictures, studio.sound(clip))
+        pictures = ()
+    return draft
 
 
 def spoken_interview(studio: Studio, language: Language) -> Draft:

@@ -56,6 +56,7 @@ TASKS: dict[str, Task] = {
     "spoken_question": spoken_tasks.spoken_question,
     "spoken_interview": spoken_tasks.spoken_interview,
     "spoken_each": spoken_tasks.spoken_each,
+    "spoken_counts": spoken_tasks.spoken_counts,
     "spoken_chat": spoken_tasks.spoken_chat,
     "text": text,
     "film_direction": partial(film_tasks.watch, kind="direction"),
@@ -71,6 +72,6 @@ RELATION_TASKS = frozenset({"relation", "relate"})  # of two objects: what is wh
 SPEECH_TASKS = frozenset(
     {
         *("transcribe", "spoken_digits", "spoken_question", "spoken_each", "spoken_interview", "spoken_chat"),
-        "film_speech",
+        *("spoken_counts", "film_speech"),
     }
 )

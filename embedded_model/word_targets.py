@@ -54,7 +54,7 @@ SHAPES, COLOURS = _names()
 # In Chinese it follows both names; the first of them is asked to be further along, or not as far.
 DIRECTION = re.compile("(?P<across>左边|右边)|上面|上方|下面|下方")
 FURTHER = ("右边", "下面", "下方")
-REPEATED = 3  # places from there to the answer
+REPEATED = 3  # places from there to the answer, or that a number heard of is told in
 NAME = re.compile(
     rf"(?P<colour>{_any_of(COLOURS)})(?:\s+|的)?(?P<both>{_any_of(SHAPES)})?|(?P<shape>{_any_of(SHAPES)})",
     re.IGNORECASE,
@@ -100,6 +100,8 @@ def count_names(example: Example, scene: Scene, tokenizer: Tokenizer) -> Example
 def count_heard_names(example: Example, scene: Scene, sounds: Sequence[Sound], tokenizer: Tokenizer) -> Example:
     """Return an example that also predicts, where a name in a spoken question has been said, their number.
 
+    And in the next places of the clip, as far as nothing else is said in them.
+
     Args:
         example: of a conversation about one picture.
         scene: the picture's.
@@ -111,9 +113,10 @@ def count_heard_names(example: Example, scene: Scene, sounds: Sequence[Sound], t
     for span, sound in zip(clips, sounds, strict=True):
         for named, moment in _names_heard(sound):
             heard = math.ceil(moment / TOKEN_SAMPLES)  # tokens, behind the one that begins a clip
-            at = span.start + min(1 + heard, span.length)
-            mask[at] = True
-            (targets[at],) = tokenizer.encode_text(str(named.count(scene)))
+            first = span.start + min(1 + heard, span.length)
+            last = min(first + REPEATED - 1, span.start + span.length)
+            mask[first : last + 1] = True
+            targets[first : last + 1] = tokenizer.encode_text(str(named.count(scene)))
     return replace(example, loss_mask=mask, other_targets=targets)
 
 

@@ -12,9 +12,13 @@ import numpy as np
 import pytest
 
 import tianquan.kernels
+from tianquan.backends.kv_cache import SequenceBatch
 from tianquan.backends.native import NativeOps
+from tianquan.backends.reference import ReferenceOps
 from tianquan.errors import BackendError
 from tianquan.kernels import library
+from tianquan.kernels.processors import available_processors
+from tianquan.quantization.dense import DenseTensor
 from tianquan.quantization.format import INT4_G32
 from tianquan.quantization.quantizers import quantize
 
@@ -35,6 +39,40 @@ def test_a_wrong_number_of_threads_is_refused(threads: int) -> None:
         NativeOps(threads)
 
 
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"own": "0::/\n", "mount/cpu.max": "150000 100000\n"}, 2),
+        ({"own": "0::/a/b\n", "mount/a/cpu.max": "100000 100000\n", "mount/a/b/cpu.max": "max 100000\n"}, 1),
+        ({"own": "0::/../x\n", "mount/cpu.max": "20000 100000\n"}, 1),
+        ({"own": "4:cpu,cpuacct:/c\n", "mount/cpu,cpuacct/c/cpu.cfs_quota_us": "50000\n",
+          "mount/cpu,cpuacct/c/cpu.cfs_period_us": "100000\n"}, 1),
+        ({"own": "4:cpu:/\n", "mount/cpu/cpu.cfs_quota_us": "-1\n", "mount/cpu/cpu.cfs_period_us": "100000\n"}, 8),
+        ({"own": "0::/\n", "mount/cpu.max": "nonsense\n"}, 8),
+        ({}, 8),
+    ],
+)  # fmt: skip
+def test_a_containers_share_of_processors_bounds_the_threads(tmp_path, monkeypatch, files, expected) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert available_processors(tmp_path / "own", tmp_path / "mount") == expected
+
+
+def test_a_process_that_ends_while_a_thread_computes_ends_well() -> None:
+    code = (
+        "import sys, threading, numpy as np\n"
+        "from tianquan.backends.native import NativeOps\n"
+        "ops, x = NativeOps(2), np.ones((64, 512), np.float32)\n"
+        "def compute():\n"
+        "    while True: ops.rms_norm(x, x[0].copy(), 1e-5)\n"
+        "threading.Thread(target=compute, daemon=True).start()\n"
+    )
+    for _ in range(3):
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_the_forced_instruction_set(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("TIANQUAN_ISA", "scalar")
     assert NativeOps(1).isa == "scalar"
@@ -47,6 +85,46 @@ def test_the_forced_instruction_set(monkeypatch: pytest.MonkeyPatch, caplog: pyt
 def test_a_wrong_kv_format_is_refused() -> None:
     with pytest.raises(BackendError, match="kv_format"):
         NativeOps(1, kv_format=cast(Any, "int3"))
+
+
+def wrong_calls(ops: NativeOps) -> list[Callable[[], Any]]:
+    """Calls whose arguments do not fit, with which C would read or write elsewhere."""
+    q, k, whole = normal(4, 2, 16), normal(4, 2, 8), np.array([0, 4], np.int32)
+    three = normal(4, 3, 8)
+    linear = ops.make_linear(quantize(normal(20, 32), INT4_G32), None)
+    cache = ops.make_kv_cache(1, 1, 2, 8, 8)
+    batch = SequenceBatch(whole, np.zeros(1, np.int32), np.zeros((1, 1), np.int32))
+    dense = DenseTensor(normal(7), "float32")
+    return [
+        lambda: ops.attention(q, k, k, whole, whole, False),
+        lambda: ops.attention(three, k, k, whole, whole, False),
+        lambda: ops.attention(k, k, k, np.array([0, 3], np.int32), whole, False),
+        lambda: ops.cached_attention(q, k, k, cache, 0, batch),
+        lambda: ops.cached_attention(three, k, k, cache, 0, batch),
+        lambda: ops.make_linear(quantize(normal(20, 32), INT4_G32), dense),
+        lambda: ops.linear(normal(3, 31), linear),
+        lambda: ops.rms_norm(normal(3, 8), normal(16)[::2], 1e-5),
+        lambda: ops.rms_norm(normal(3, 8), np.ones(8), 1e-5),
+        lambda: ops.rope(normal(3, 2, 8), np.zeros(2, np.int32), 1e4),
+        lambda: ops.swiglu(normal(3, 8), normal(3, 7)),
+        lambda: ops.conv1d(normal(5, 8), linear, 4, 1, None, np.array([0, 5], np.int32)),
+    ]
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_arguments_that_do_not_fit_never_reach_c(number: int) -> None:
+    with pytest.raises(BackendError, match="a caller's mistake"):
+        wrong_calls(NativeOps(1))[number]()
+
+
+def test_no_rows() -> None:
+    for ops in (NativeOps(1), ReferenceOps()):
+        none, heads, ends = normal(0, 8), normal(0, 2, 8), np.array([0, 0], np.int32)
+        assert ops.rms_norm(none, normal(8), 1e-5).shape == (0, 8)
+        assert ops.layer_norm(none, normal(8), normal(8), 1e-5).shape == (0, 8)
+        assert ops.swiglu(none, none).shape == (0, 8)
+        assert ops.rope(heads, np.zeros(0, np.int32), 1e4).shape == (0, 2, 8)
+        assert ops.attention(heads, heads, heads, ends, ends, False).shape == (0, 2, 8)
 
 
 def test_calls_from_several_threads_wait_for_each_other() -> None:

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from tianquan.backends.argument_checks import check, check_heads, check_offsets, check_parameter
 from tianquan.backends.kv_cache import KVCache, SequenceBatch
 from tianquan.backends.ops import Activation, DecoderLayer, DecoderShape, Offsets, Weight
 from tianquan.errors import BackendError
@@ -99,6 +100,7 @@ def _describe(weight: Weight, bias: DenseTensor | None) -> tuple[structs.Matrix,
     """Return the struct of a weight and the arrays it points into."""
     bias_values = None if bias is None else np.ascontiguousarray(bias.to_float32())
     num_out, num_in = weight.shape
+    check(bias_values is None or bias_values.shape == (num_out,), f"a bias does not have the {num_out} outputs")
     if isinstance(weight, QuantizedTensor):
         arrays = [weight.codes, weight.scales]
         if weight.zero_points is not None:
@@ -113,29 +115,18 @@ def _describe(weight: Weight, bias: DenseTensor | None) -> tuple[structs.Matrix,
     return matrix, (*arrays, bias_values)
 
 
-def _check(holds: bool, message: str) -> None:
-    """Raise unless an index from outside is in range: C would read or write elsewhere, also under `python -O`."""
-    if not holds:
-        raise BackendError(f"{message}; this is a caller's mistake, please report it")
-
-
-def _check_offsets(name: str, offsets: npt.NDArray[np.int32], num_rows: int) -> None:
-    ascending = len(offsets) > 0 and offsets[0] == 0 and bool(np.all(offsets[1:] >= offsets[:-1]))
-    _check(ascending and int(offsets[-1]) <= num_rows, f"{name} offsets do not cut {num_rows} rows in order")
-
-
 def _batch_struct(batch: SequenceBatch, num_blocks: int, block_size: int) -> tuple[structs.Batch, tuple[Any, ...]]:
     offsets = np.ascontiguousarray(batch.query_offsets, np.int32)
     cached = np.ascontiguousarray(batch.num_cached, np.int32)
     tables = np.ascontiguousarray(batch.block_tables, np.int32)
-    _check_offsets("query", offsets, int(offsets[-1]) if len(offsets) else 0)
-    _check(len(tables) == len(cached) == len(offsets) - 1, "block tables, cached counts and offsets differ in number")
+    check_offsets("query", offsets, int(offsets[-1]) if len(offsets) else 0)
+    check(len(tables) == len(cached) == len(offsets) - 1, "block tables, cached counts and offsets differ in number")
     # a wrong block number would write outside the cache: cheap to look at here, impossible to see later
     for table, past, new in zip(tables, cached.tolist(), np.diff(offsets).tolist(), strict=True):
-        _check(past >= 0, f"a sequence has {past} cached tokens")
+        check(past >= 0, f"a sequence has {past} cached tokens")
         used = table[: -(-(past + new) // block_size)]
-        _check(len(used) * block_size >= past + new, "block table too short for the sequence")
-        _check(len(used) == 0 or (used.min() >= 0 and used.max() < num_blocks), "block number outside the cache")
+        check(len(used) * block_size >= past + new, "block table too short for the sequence")
+        check(len(used) == 0 or (used.min() >= 0 and used.max() < num_blocks), "block number outside the cache")
     struct = structs.Batch(len(cached), pointer(offsets), pointer(cached), pointer(tables), tables.shape[1])
     return struct, (offsets, cached, tables)
 
@@ -167,14 +158,15 @@ class NativeFusedDecoder:
     def __call__(self, hidden: Float32, cache: KVCache, batch: SequenceBatch) -> Float32:
         """See `ops.FusedDecoder`."""
         assert isinstance(cache, NativeKVCache)
-        _check(batch.is_decode, "a decode step has one new token of each sequence")
+        check(batch.is_decode, "a decode step has one new token of each sequence")
         expected = (len(batch.num_cached), self._head.in_features)
-        _check(hidden.shape == expected, f"embeddings are {hidden.shape}, expected {expected}")
+        check(hidden.shape == expected, f"embeddings are {hidden.shape}, expected {expected}")
         hidden = np.ascontiguousarray(hidden, np.float32)
         logits = np.empty((len(hidden), self._head.out_features[0]), np.float32)
         batch_struct, owners = _batch_struct(batch, cache.num_blocks, cache.block_size)
-        stores = cache.stores
-        assert len(stores) == len(self._layers)
+        stores, own = cache.stores, (len(self._layers), self._shape.num_kv_heads, self._shape.head_dim)
+        found = (len(stores), cache.keys.shape[2], cache.keys.shape[4])
+        check(found == own, f"the cache has {found} layers, heads and channels, the decoder {own}")
         arguments = structs.DecoderArguments(
             self._layers,
             stores,
@@ -303,14 +295,14 @@ class NativeOps:
         residual: Float32 | None = None,
     ) -> Float32:
         """See `Ops.linear`."""
-        assert x.shape[1] == linear.in_features, (x.shape, linear.in_features)
+        check(x.shape[1] == linear.in_features, f"rows of {x.shape[1]}, expected {linear.in_features}")
         out = np.empty((len(x), linear.out_features[0]), np.float32)
         self.library.matmul(x, linear.matrices, [out], activation, residual)
         return out
 
     def linear_group(self, x: Float32, group: NativeLinear) -> tuple[Float32, ...]:
         """See `Ops.linear_group`. The results lie side by side in one array."""
-        assert x.shape[1] == group.in_features, (x.shape, group.in_features)
+        check(x.shape[1] == group.in_features, f"rows of {x.shape[1]}, expected {group.in_features}")
         edges = np.cumsum([0, *group.out_features])
         merged = np.empty((len(x), edges[-1]), np.float32)
         outputs = tuple(merged[:, a:b] for a, b in itertools.pairwise(edges))
@@ -322,7 +314,7 @@ class NativeOps:
         rows = np.ascontiguousarray(token_ids, np.int64)
         num_rows = table.out_features[0]
         inside = rows.size == 0 or (rows.min() >= 0 and rows.max() < num_rows)
-        _check(bool(inside), f"a token id is outside the table of {num_rows} rows")
+        check(bool(inside), f"a token id is outside the table of {num_rows} rows")
         out = np.empty((len(rows), table.in_features), np.float32)
         self.library.embedding(table.matrices[0], rows, out)
         return out
@@ -338,7 +330,9 @@ class NativeOps:
     ) -> Float32:
         """See `Ops.conv1d`. The windows overlap in one padded copy of a segment; they are never laid out."""
         channels = x.shape[1]
-        assert linear.in_features == kernel * channels, (linear.in_features, kernel, channels)
+        check(kernel % 2 == 1, f"a window of {kernel} frames has no middle")
+        check(linear.in_features == kernel * channels, f"{kernel} x {channels} channels, not {linear.in_features}")
+        check_offsets("segment", np.asarray(offsets), len(x))
         pad, lengths = (kernel - 1) // 2, np.diff(offsets)
         ends = np.concatenate([[0], np.cumsum((lengths - 1) // stride + 1)])
         out = np.empty((ends[-1], linear.out_features[0]), np.float32)
@@ -351,23 +345,24 @@ class NativeOps:
 
     def rms_norm(self, x: Float32, weight: Float32, eps: float) -> Float32:
         """See `Ops.rms_norm`."""
-        assert weight.shape == x.shape[1:], (weight.shape, x.shape)
+        check_parameter(weight, x)
         return self.library.rms_norm(x, weight, eps)
 
     def layer_norm(self, x: Float32, weight: Float32, bias: Float32, eps: float) -> Float32:
         """See `Ops.layer_norm`."""
-        assert weight.shape == bias.shape == x.shape[1:], (weight.shape, bias.shape, x.shape)
+        check_parameter(weight, x)
+        check_parameter(bias, x)
         return self.library.layer_norm(x, weight, bias, eps)
 
     def rope(self, x: Float32, positions: npt.NDArray[np.int32], theta: float) -> Float32:
         """See `Ops.rope`."""
-        assert positions.shape == x.shape[:1], (positions.shape, x.shape)
+        check(positions.shape == x.shape[:1], f"{positions.shape} positions of {x.shape}")
         positions = np.ascontiguousarray(positions, np.int32)
         return self.library.rope(x, positions, _inverse_frequencies(x.shape[2], theta))
 
     def swiglu(self, gate: Float32, up: Float32) -> Float32:
         """See `Ops.swiglu`."""
-        assert gate.shape == up.shape, (gate.shape, up.shape)
+        check(gate.shape == up.shape, f"gate {gate.shape}, up {up.shape}")
         return self.library.swiglu(gate, up)
 
     def attention(
@@ -380,14 +375,14 @@ class NativeOps:
         causal: bool,
     ) -> Float32:
         """See `Ops.attention`."""
-        assert k.shape == v.shape, (k.shape, v.shape)
-        assert q.shape[1] % k.shape[1] == 0, (q.shape, k.shape)
+        check(k.shape == v.shape, f"keys {k.shape}, values {v.shape}")
+        check_heads(q, k)
         queries = np.ascontiguousarray(query_offsets, np.int32)
         keys = np.ascontiguousarray(key_offsets, np.int32)
-        _check_offsets("query", queries, len(q))
-        _check_offsets("key", keys, len(k))
-        _check(len(keys) == len(queries), f"{len(queries)} query offsets, {len(keys)} key offsets")
-        _check(not causal or bool(np.all(np.diff(keys) >= np.diff(queries))), "a causal row needs a key to see")
+        check_offsets("query", queries, len(q))
+        check_offsets("key", keys, len(k))
+        check(len(keys) == len(queries), f"{len(queries)} query offsets, {len(keys)} key offsets")
+        check(not causal or bool(np.all(np.diff(keys) >= np.diff(queries))), "a causal row needs a key to see")
         out = np.empty(q.shape, np.float32)
         self.library.attention(
             structs.AttentionArguments(
@@ -410,10 +405,12 @@ class NativeOps:
     ) -> Float32:
         """See `Ops.cached_attention`."""
         assert isinstance(cache, NativeKVCache)
-        assert k.shape == v.shape == (len(q), *cache.keys.shape[2::2]), (k.shape, v.shape, cache.keys.shape)
+        expected = (len(q), *cache.keys.shape[2::2])
+        check(k.shape == v.shape == expected, f"keys {k.shape}, values {v.shape}, expected {expected}")
+        check_heads(q, k)
         num_new = int(batch.query_offsets[-1])
-        _check(num_new == len(q), f"the batch has {num_new} new tokens, the queries {len(q)} rows")
-        _check(0 <= layer < len(cache.keys), f"layer {layer} is outside the cache of {len(cache.keys)}")
+        check(num_new == len(q), f"the batch has {num_new} new tokens, the queries {len(q)} rows")
+        check(0 <= layer < len(cache.keys), f"layer {layer} is outside the cache of {len(cache.keys)}")
         batch_struct, owners = _batch_struct(batch, cache.num_blocks, cache.block_size)
         out = np.empty(q.shape, np.float32)
         self.library.cached_attention(

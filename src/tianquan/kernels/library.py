@@ -9,6 +9,7 @@ Legend: T rows, O out channels, I in channels, H heads, K kv heads, D head dim.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import weakref
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ import numpy.typing as npt
 import tianquan.kernels
 from tianquan.errors import BackendError
 from tianquan.kernels import structs
+from tianquan.kernels.processors import available_processors
 from tianquan.kernels.structs import pointer
 
 Isa = Literal["avx512_vnni", "avx2", "scalar"]
@@ -95,16 +97,15 @@ def _load() -> ctypes.CDLL:
                 function.errcheck = _check
     except (OSError, AttributeError) as error:
         raise BackendError(f"cannot load the native kernels {path} ({error}); {_REINSTALL}") from None
-    sizes = (c_int64 * len(structs.STRUCTS))()
-    library.tq_struct_sizes(sizes)
-    if library.tq_abi_version() != _ABI_VERSION or list(sizes) != [ctypes.sizeof(s) for s in structs.STRUCTS]:
+    if library.tq_abi_version() != _ABI_VERSION or _struct_sizes(library) != list(map(ctypes.sizeof, structs.STRUCTS)):
         raise BackendError(f"the native kernels {path} belong to another version of tianquan; {_REINSTALL}")
     return library
 
 
-def default_threads() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _struct_sizes(library: ctypes.CDLL) -> list[int]:
+    sizes = (c_int64 * len(structs.STRUCTS))()
+    library.tq_struct_sizes(sizes)
+    return list(sizes)
 
 
 def default_isa() -> Isa | None:
@@ -125,6 +126,8 @@ def default_isa() -> Isa | None:
 def row_stride(x: npt.NDArray[Any]) -> int:
     """Return the elements from row to row of an array whose rows are dense; checks type and layout."""
     assert x.dtype == np.float32, x.dtype
+    if x.size == 0:  # numpy gives it no strides
+        return math.prod(x.shape[1:])
     row_shape = x.shape[1:]
     expected = x.itemsize
     for size, stride in zip(reversed(row_shape), reversed(x.strides[1:]), strict=True):
@@ -143,14 +146,14 @@ class KernelLibrary:
         """Open the library.
 
         Args:
-            threads: size of the pool, the calling thread included; None for every processor at hand.
+            threads: size of the pool, the calling thread included; None for every processor there is for this process.
             isa: instruction set; None for the one forced by TIANQUAN_ISA, else the best this machine has.
 
         Raises:
             BackendError: the library is missing, or the machine lacks the instruction set.
         """
         self._library = _load()
-        self.threads = default_threads() if threads is None else threads
+        self.threads = available_processors() if threads is None else threads
         if not 1 <= self.threads <= 1024:
             raise BackendError(f"got {self.threads} threads, expected 1 to 1024")
         wanted = isa or default_isa()
@@ -163,7 +166,8 @@ class KernelLibrary:
         else:
             raise BackendError(f"this machine or build has no {wanted} kernels; choose another TIANQUAN_ISA")
         self._handle = handle
-        weakref.finalize(self, self._library.tq_close, self._handle)
+        # Not at exit: another thread may be in a kernel then, and the system takes everything back.
+        weakref.finalize(self, self._library.tq_close, self._handle).atexit = False
 
     def matmul(
         self,

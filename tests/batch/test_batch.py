@@ -139,6 +139,14 @@ def test_deep_nesting_and_large_numbers_are_errors(plan, tmp_path):
     assert [row["error"]["code"] for row in rows] == ["invalid_json", "invalid_json"]
 
 
+def test_the_mark_that_some_editors_begin_a_file_with_is_no_row(plan, tmp_path):
+    rows = [json.dumps(chat_row(name, "hello")).encode() for name in ("first", "second")]
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "in.jsonl").write_bytes(mark + rows[0] + b"\n" + mark + rows[1] + b"\n")
+    _, answers = run(plan())
+    assert [row["error"] and row["error"]["code"] for row in answers] == [None, "invalid_json"]
+
+
 @pytest.mark.parametrize(
     ("change", "code"),
     [

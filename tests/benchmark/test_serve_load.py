@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+import pytest
 
 import command_line
 import tianquan
 from running_server import running
-from tianquan.benchmark.serve_load import LoadPlan, Sample, make_body, summarize
+from tianquan.benchmark.serve_load import LoadPlan, Sample, make_body, run_load, summarize
 from tianquan.cli.bench import _with_suffix
+from tianquan.errors import ParameterError
 
 SMALL = {"prompt_words": (2, 8), "answer_tokens": (2, 6), "image_sides": (20, 60), "audio_seconds": (1, 1)}
 
@@ -50,6 +58,75 @@ def test_errors_and_late_answers_are_not_good():
     assert numbers["requests_per_second"] == 1.5
     assert numbers["errors"] == {"429": 1}
     assert numbers["answer_tokens_per_second"] == 15
+
+
+@contextmanager
+def streaming(*events: tuple[float, dict]) -> Iterator[str]:
+    """A server whose every answer is these events, each after some seconds."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._begin()
+            self.wfile.write(b'{"data": [{"id": "m"}]}')
+
+        def do_POST(self) -> None:
+            self._begin()
+            self.rfile.read(int(self.headers["Content-Length"]))
+            for seconds, choice in events:
+                time.sleep(seconds)
+                usage = {"completion_tokens": 3, "prompt_tokens": 5}
+                self.wfile.write(b"data: " + json.dumps({"choices": [choice], "usage": usage}).encode() + b"\n\n")
+            self.wfile.write(b"data: [DONE]\n\n")
+
+        def _begin(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+TEXT, END = {"delta": {"content": "a"}}, {"delta": {}, "finish_reason": "stop"}
+
+
+def test_the_token_that_ends_an_answer_has_its_time():
+    with streaming((0, TEXT), (0.05, TEXT), (0.05, END)) as url:
+        row = run_load(LoadPlan(url=url, num_requests=1))["all"]
+    assert row["answer_tokens"] == 3
+    assert row["tpot_ms"]["p50"] >= 50  # of two tokens in a tenth of a second
+    assert row["e2e_ms"]["p50"] >= 100
+
+
+def test_an_answer_without_text_is_an_error_not_the_fastest():
+    with streaming((0.02, {"delta": {"reasoning_content": "a"}}), (0, END)) as url:
+        row = run_load(LoadPlan(url=url, num_requests=2))["all"]
+    assert row["errors"] == {"no text": 2}
+    assert row["ttft_ms"] is None
+    assert row["goodput_per_second"] == 0
+
+
+def test_seconds_bound_the_waiting_for_arrivals_too():
+    with streaming((0, TEXT), (0, END)) as url:
+        began = time.monotonic()
+        with pytest.raises(ParameterError, match=r"no request was due within 0\.2 s at 0\.01 a second"):
+            run_load(LoadPlan(url=url, rate=0.01, seconds=0.2))
+        assert time.monotonic() - began < 5
+
+
+def test_waiting_for_a_place_is_part_of_what_a_client_sees():
+    with streaming((0.1, TEXT), (0, END)) as url:
+        row = run_load(LoadPlan(url=url, num_requests=4, concurrency=1, rate=1e6))["all"]
+    assert row["ttft_ms"]["p99"] >= 350  # the last of four in turn
 
 
 def test_no_server_is_one_clear_line():

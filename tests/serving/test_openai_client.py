@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import threading
 import wave
 
@@ -168,9 +169,15 @@ def test_a_tool_call_and_its_answer(client, choice):
     assert streamed.function.arguments == call.function.arguments
     assert not any(delta.content for delta in deltas)
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
-    conversation = [*HELLO, answer.message, {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
-    more = client.chat.completions.create(messages=conversation, **{**fields, "max_tokens": 4})
-    assert more.usage.prompt_tokens > 100
+    without = {
+        "id": "b",
+        "type": "function",
+        "function": {"name": "weather", "arguments": ""},
+    }  # some clients' form of {}
+    for said in (answer.message, {"role": "assistant", "name": None, "tool_calls": [without]}):
+        conversation = [*HELLO, said, {"role": "tool", "tool_call_id": call.id, "content": "sunny"}]
+        more = client.chat.completions.create(messages=conversation, **{**fields, "max_tokens": 4})
+        assert more.usage.prompt_tokens > 100
 
 
 def test_tools_of_another_form(client):
@@ -280,6 +287,19 @@ def test_bad_requests_say_which_field(client, fields, param):
         client.chat.completions.create(**{"messages": HELLO, **GREEDY, **fields})
     assert caught.value.type == "invalid_request_error"
     assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"stop": ["a"] * 65}, "stop list must have at most 64 items"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages[0].content list must have at least 1 item"),
+    ],
+    ids=["stop", "content"],
+)
+def test_of_two_forms_that_do_not_fit_the_one_that_was_meant_is_told(client, fields, words):
+    with pytest.raises(openai.BadRequestError, match=re.escape(words)):
+        client.chat.completions.create(**{"messages": HELLO, **GREEDY, **fields})
 
 
 def test_unknown_model(client):

@@ -107,7 +107,8 @@ def parse_row(row: Row) -> RowRequest:
     if row.data is None:
         raise RowError("row_too_large", f"line {row.line}: the row has {row.size} bytes, more than rows may have")
     try:
-        value = json.loads(row.data.decode("utf-8"))
+        # the mark that some editors begin a file with is no part of its first row
+        value = json.loads(row.data.decode("utf-8-sig" if row.line == 1 else "utf-8"))
     except UnicodeDecodeError:
         raise RowError("invalid_json", f"line {row.line}: the row is not UTF-8 text") from None
     except (ValueError, RecursionError) as error:

@@ -86,12 +86,12 @@ class LoadPlan:
 
 @dataclass
 class Sample:
-    """What one request's client saw. Times are seconds since it was sent."""
+    """What one request's client saw. Times are seconds since it was due: sent, unless all places were taken then."""
 
     kind: Kind
     error: str | None = None
-    first: float = 0.0
-    last: float = 0.0
+    first: float = 0.0  # text
+    last: float = 0.0  # of what the answer is, its end included
     gaps: list[float] = field(default_factory=list)
     num_tokens: int = 0
     num_prompt_tokens: int = 0
@@ -194,12 +194,10 @@ class LoadClient:
         finally:
             connection.close()
 
-    def send(self, n: int) -> Sample:
-        """Send request n and read its answer."""
-        kind, body = make_body(self._plan, self.model, n)
+    def send(self, kind: Kind, body: bytes, due: float) -> Sample:
+        """Send a request that was due at a time of `time.perf_counter`, and read its answer."""
         sample = Sample(kind)
         connection = self._open()
-        began = time.perf_counter()
         try:
             connection.request("POST", f"{self._path}/chat/completions", body, self._headers)
             response = connection.getresponse()
@@ -207,7 +205,7 @@ class LoadClient:
                 response.read()
                 sample.error = str(response.status)
             else:
-                _read_events(response, sample, began)
+                _read_events(response, sample, due)
         except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
             sample.error = type(error).__name__
         finally:
@@ -215,7 +213,7 @@ class LoadClient:
         return sample
 
 
-def _read_events(response: http.client.HTTPResponse, sample: Sample, began: float) -> None:
+def _read_events(response: http.client.HTTPResponse, sample: Sample, due: float) -> None:
     is_done = False
     for line in response:
         if not line.startswith(b"data: "):
@@ -223,7 +221,7 @@ def _read_events(response: http.client.HTTPResponse, sample: Sample, began: floa
         if line.strip() == b"data: [DONE]":
             is_done = True
             break
-        now = time.perf_counter() - began
+        now = time.perf_counter() - due
         event = json.loads(line[6:])
         if "error" in event:
             sample.error = "error in the stream"
@@ -235,37 +233,51 @@ def _read_events(response: http.client.HTTPResponse, sample: Sample, began: floa
             else:
                 sample.first = now
             sample.last = now
+        if any(choice.get("finish_reason") for choice in event["choices"]):
+            sample.last = now  # the token that ends an answer counts and has no text
         if event.get("usage"):
             sample.num_tokens = event["usage"]["completion_tokens"]
             sample.num_prompt_tokens = event["usage"]["prompt_tokens"]
     if not is_done:
         sample.error = "the stream ended early"
+    elif not sample.first:
+        sample.error = "no text"
 
 
 def run_load(plan: LoadPlan) -> dict[str, Any]:
-    """Run a plan and return its report."""
+    """Run a plan and return its report.
+
+    Raises:
+        ParameterError: no server answers, or no request was due within the seconds.
+    """
     client = LoadClient(plan)
     places = threading.Semaphore(plan.concurrency)
     arrivals = random.Random(plan.seed)
     samples: list[Sample] = []
 
-    def send(n: int) -> None:
+    def send(kind: Kind, body: bytes, due: float | None) -> None:
         try:
-            samples.append(client.send(n))
+            samples.append(client.send(kind, body, time.perf_counter() if due is None else due))
         finally:
             places.release()
 
     began = time.perf_counter()
     with ThreadPoolExecutor(plan.concurrency) as pool:
-        due = began
+        due = None if plan.rate is None else began
         for n in range(plan.num_requests):
-            if plan.rate is not None:
+            kind, body = make_body(plan, client.model, n)
+            if due is not None and plan.rate is not None:
                 due += arrivals.expovariate(plan.rate)
+                if plan.seconds is not None and due - began > plan.seconds:
+                    break
                 time.sleep(max(0.0, due - time.perf_counter()))
             places.acquire()
             if plan.seconds is not None and time.perf_counter() - began > plan.seconds:
+                places.release()
                 break
-            pool.submit(send, n)
+            pool.submit(send, kind, body, due)
+    if not samples:
+        raise ParameterError(f"no request was due within {plan.seconds:g} s at {plan.rate:g} a second; give it longer")
     return summarize(plan, samples, time.perf_counter() - began)
 
 

@@ -98,6 +98,7 @@ class SystemMessage(Body):
     """Instructions."""
 
     role: Literal["system"]
+    name: None = None
     content: Text | TextParts
 
 
@@ -105,6 +106,7 @@ class DeveloperMessage(Body):
     """Instructions, by OpenAI's newer name."""
 
     role: Literal["developer"]
+    name: None = None
     content: Text | TextParts
 
 
@@ -112,6 +114,7 @@ class UserMessage(Body):
     """A turn of the user."""
 
     role: Literal["user"]
+    name: None = None
     content: Text | Parts
 
 
@@ -136,6 +139,7 @@ class AssistantMessage(Body):
     role: Literal["assistant"]
     content: Text | TextParts | None = None
     tool_calls: Annotated[list[ToolCall], Field(max_length=128)] | None = None
+    name: None = None
     refusal: None = None
     audio: None = None
     function_call: None = None
@@ -323,8 +327,15 @@ _BRANCHES = ("str", "int", "float", "bool", "none", "nullable", "constrained-str
 def invalid_body(error: ValidationError) -> ApiError:
     """Return the answer to a body of the wrong form: which field, and what was expected there."""
     found = error.errors(include_url=False, include_context=True, include_input=False)
-    # of a union each branch complains: the one that got furthest is what the client meant
-    first = max(found, key=lambda item: (item["type"] != "none_required", len(_path(item["loc"]))))
+    # of a union each branch complains: the one that got furthest is what the client meant, and then not one of a type
+    first = max(
+        found,
+        key=lambda item: (
+            item["type"] != "none_required",
+            len(_path(item["loc"])),
+            not item["type"].endswith("_type"),
+        ),
+    )
     kind, words = first["type"], str(first["msg"])
     if kind == "json_invalid":
         return ApiError(400, f"the body is not valid JSON: {words.removeprefix('Invalid JSON: ')}", code="invalid_json")

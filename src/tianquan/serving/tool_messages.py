@@ -65,7 +65,7 @@ def calls_as_text(calls: list[protocol.ToolCall], where: str) -> str:
     lines = []
     for n, call in enumerate(calls):
         try:
-            arguments = json.loads(call.function.arguments)
+            arguments = json.loads(call.function.arguments or "{}")  # of a call without any
             text = json.dumps({"name": call.function.name, "arguments": arguments}, ensure_ascii=False)
         except (ValueError, RecursionError):
             arguments = None

@@ -14,17 +14,28 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tianquan.llm import LLM
     from tianquan.loading import load
-    from tianquan.request import ImagePolicy, MediaPolicy, SamplingParams
+    from tianquan.request import ImagePolicy, MediaPolicy, OutputFormat, SamplingParams, VideoPolicy
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "ImagePolicy", "MediaPolicy", "SamplingParams", "__version__", "load"]
+__all__ = [
+    "LLM",
+    "ImagePolicy",
+    "MediaPolicy",
+    "OutputFormat",
+    "SamplingParams",
+    "VideoPolicy",
+    "__version__",
+    "load",
+]
 
 _HOMES = {
     "LLM": "tianquan.llm",
     "load": "tianquan.loading",
     "ImagePolicy": "tianquan.request",
     "MediaPolicy": "tianquan.request",
+    "OutputFormat": "tianquan.request",
     "SamplingParams": "tianquan.request",
+    "VideoPolicy": "tianquan.request",
 }
 
 

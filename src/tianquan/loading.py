@@ -50,8 +50,8 @@ def load(
         model: a folder of the official layout, or a hub id (`owner/name`, `owner/name@revision`).
         precision: what to keep the weights in: float32, bfloat16, float16, int8, int4 or a recipe's name;
             as stored for a low-bit folder, else int4 by default.
-        backend: native (C++ kernels) or reference (numpy).
-        device: cpu.
+        backend: native (C++ kernels), reference (numpy) or torch (PyTorch, if it is installed).
+        device: cpu; with backend torch also cuda or cuda:N.
         threads: threads of the native backend; None = one per core.
         revision: branch, tag or commit of a hub repository.
         on_progress: called with (weight name, bytes read) for each weight.

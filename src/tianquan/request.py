@@ -41,7 +41,7 @@ class VideoPolicy:
 
     sampling: `uniform`: `max_frames` frames spread over the whole video, at most `frames_per_second`; `rate`:
         `frames_per_second`, less often once `max_frames` are passed; `scenes`: of those, where much changes.
-    frames_per_second: > 0; None: 4 when uniform, 1 otherwise.
+    frames_per_second: > 0; None: 4 for uniform and scenes, 1 for rate.
     max_frames: most frames that are encoded.
     max_tokens: most prompt tokens of one video: frames, their times and the sound track.
     max_merge: most consecutive frames of little change that share one frame's tokens (their mean); 1 = none.

@@ -155,7 +155,9 @@ def trace(
 
 @grouped
 def transcribe(
-    model: Annotated[str, typer.Argument(help="A model folder or a hub id; may be left out for the embedded model.")],
+    model: Annotated[
+        str, typer.Argument(help="A model folder or a hub id; alone, the recording, for the embedded model.")
+    ],
     audio: Annotated[str | None, typer.Argument(help="Sound file: WAV, FLAC, MP3, OGG, M4A or WebM.")] = None,
     long_audio: options.LongAudioOption = "chunk",
     instruction: Annotated[str | None, typer.Option(help="What to ask; the vendor's prompt by default.")] = None,

@@ -26,8 +26,8 @@ Precision = Annotated[
     str | None,
     typer.Option(help="float32, bfloat16, float16, int8 or int4 (the default), or a recipe such as int4-small."),
 ]
-BackendOption = Annotated[Backend, typer.Option(help="native (C++ kernels) or reference (numpy).")]
-Device = Annotated[str, typer.Option(help="Where to compute.")]
+BackendOption = Annotated[Backend, typer.Option(help="native (C++ kernels), reference (numpy) or torch (PyTorch).")]
+Device = Annotated[str, typer.Option(help="cpu; with --backend torch also cuda or cuda:N.")]
 Threads = Annotated[int | None, typer.Option(help="Threads of the native backend; one per core by default.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub repository.")]
 Temperature = Annotated[float | None, typer.Option(help="0 = greedy; 0.7 by default.")]

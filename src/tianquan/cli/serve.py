@@ -70,8 +70,10 @@ def serve(
     shutdown_seconds: Annotated[Number, _flag("For running requests when told to stop; 30 by default.")] = None,
     preload: Annotated[bool | None, typer.Option(help="Read all of the model before the first request.")] = None,
     precision: options.Precision = None,
-    backend: Annotated[str | None, _flag("native (C++ kernels, the default) or reference (numpy).")] = None,
-    device: Annotated[str | None, _flag("Where to compute.")] = None,
+    backend: Annotated[
+        str | None, _flag("native (C++ kernels, the default), reference (numpy) or torch (PyTorch).")
+    ] = None,
+    device: Annotated[str | None, _flag("cpu, the default; with --backend torch also cuda or cuda:N.")] = None,
     threads: options.Threads = None,
     revision: options.Revision = None,
     replicas: Annotated[Number, _flag("With --ray: processes that answer, each with a model of its own; 1.")] = None,

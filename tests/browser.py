@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -54,7 +55,27 @@ _PLACE = """(async () => {
   }
   return null;
 })()"""
+# The answer at the end of our page, an expression to be closed by the reader, and that it is there.
+LAST = "document.querySelector('.message:last-child"
+ANSWERED = f"{LAST} .counters')"
+CHAT = "/v1/chat/completions"
 _KEYS = {"Enter": 13, "Escape": 27, "ArrowUp": 38, "Tab": 9}
+
+
+def stream(text: str, timings: Mapping[str, float] | None = None, **usage: Any) -> str:
+    """Return what a server sends for an answer."""
+    events: list[dict[str, Any]] = [
+        {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}]},
+        *(
+            {"choices": [{"index": 0, "delta": {"content": c}, "finish_reason": None}]}
+            for c in re.findall(r"(?s).{1,7}", text)
+        ),
+        {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+        {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8, **usage}},
+    ]
+    if timings is not None:
+        events[-1]["timings"] = timings
+    return "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
 
 
 class Browser:
@@ -150,7 +171,8 @@ class Page:
         self.browser, self.session, self.url = browser, session, "about:blank"
         self.complaints: list[str] = []  # exceptions, refused content, console errors
         self.bodies: list[dict[str, Any]] = []  # of the page's JSON requests
-        self._answers: dict[str, tuple[int, str]] = {}
+        self._answers: dict[str, tuple[int, str] | None] = {}
+        self._held: dict[str, list[dict[str, Any]]] = {}
         for method, handler in (
             ("Runtime.exceptionThrown", self._on_exception),
             ("Log.entryAdded", self._on_log),
@@ -252,6 +274,17 @@ class Page:
         """Write where the cursor is."""
         self.call("Input.insertText", text=text)
 
+    def compose(self, text: str) -> None:
+        """Write with an input method, which has not yet given the text to the page."""
+        self.call("Input.imeSetComposition", text=text, selectionStart=len(text), selectionEnd=len(text))
+
+    def ask(self, text: str) -> None:
+        """Send our page a message."""
+        self.click("#question")
+        self.wait("document.activeElement.id === 'question'")
+        self.type(text)
+        self.press("Enter")
+
     def press(self, key: str, *, shift: bool = False) -> None:
         """Press a key: one of Enter, Escape, ArrowUp, Tab."""
         params = {"key": key, "code": key, "windowsVirtualKeyCode": _KEYS[key], "modifiers": 8 if shift else 0}
@@ -271,15 +304,26 @@ class Page:
         for kind in ("dragEnter", "dragOver", "drop"):
             self.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
 
+    def hold_requests(self, path: str) -> None:
+        """Let the page's requests to a path wait for `answer_requests`."""
+        self._answers[path] = None
+        self._catch_requests()
+
     def answer_requests(self, path: str, body: str, status: int = 200) -> None:
         """Answer the page's requests to a path here instead of in the server: what a hostile model would say."""
         self._answers[path] = (status, body)
-        self.call("Fetch.enable", patterns=[{"urlPattern": f"*{path}"} for path in self._answers])
+        self._catch_requests()
+        for params in self._held.pop(path, ()):
+            self._on_paused(params)
 
     def forget_answers(self) -> None:
         """Let every request reach the server again."""
         self._answers.clear()
+        self._held.clear()
         self.call("Fetch.disable")
+
+    def _catch_requests(self) -> None:
+        self.call("Fetch.enable", patterns=[{"urlPattern": f"*{path}"} for path in self._answers])
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
@@ -299,7 +343,12 @@ class Page:
             self.bodies.append(json.loads(data))
 
     def _on_paused(self, params: dict[str, Any]) -> None:
-        status, body = next(answer for path, answer in self._answers.items() if params["request"]["url"].endswith(path))
+        path = next(path for path in self._answers if params["request"]["url"].endswith(path))
+        answer = self._answers[path]
+        if answer is None:
+            self._held.setdefault(path, []).append(params)
+            return
+        status, body = answer
         kind = "text/event-stream" if body.startswith("data:") else "application/json"
         self.browser.post(
             "Fetch.fulfillRequest",

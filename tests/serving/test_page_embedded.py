@@ -14,14 +14,13 @@ from pathlib import Path
 import pytest
 
 import tianquan
-from browser import EXECUTABLE, Browser
+from browser import EXECUTABLE, LAST, Browser
 from drawn_videos import encode, moving
 from running_server import running, wait_until
 
 pytestmark = pytest.mark.skipif(EXECUTABLE is None, reason="no chromium here; on Debian: apt-get install chromium")
 EXAMPLES = Path(__file__).parents[2] / "examples"
 CHOICES = {"tianquan.settings": '{"temperature": 0, "max_tokens": 60}'}
-LAST = "document.querySelector('.message:last-child"
 SECONDS = 60.0  # for an answer, on a machine that does other work
 
 
@@ -51,13 +50,6 @@ def page(tab, server):
     assert tab.complaints == []
 
 
-def say(page, text):
-    page.click("#question")
-    page.wait("document.activeElement.id === 'question'")
-    page.type(text)
-    page.press("Enter")
-
-
 def answer(page, number):
     """Wait for the end of answer `number` and return its text and its counters, by their names."""
     page.wait(f"document.querySelectorAll('.counters').length === {number}", SECONDS)
@@ -74,12 +66,12 @@ def test_text_picture_recording_and_video_are_answered_and_stay(page, tmp_path):
     (tmp_path / "moving.mp4").write_bytes(encode(moving(12)))
     said = []
 
-    say(page, "Hello! What can you do?")
+    page.ask("Hello! What can you do?")
     said.append(answer(page, 1)[0])
 
     page.choose_files("#files", EXAMPLES / "shapes.png")
     page.wait("document.querySelector('#composer .is-picture img')?.complete")
-    say(page, "What is in the picture?")
+    page.ask("What is in the picture?")
     text, counters = answer(page, 2)
     said.append(text)
     media = picture = int(counters["of them pictures"])
@@ -97,7 +89,7 @@ def test_text_picture_recording_and_video_are_answered_and_stay(page, tmp_path):
 
     page.choose_files("#files", tmp_path / "moving.mp4")
     page.wait("document.querySelector('#composer video')")
-    say(page, "What moves?")
+    page.ask("What moves?")
     text, counters = answer(page, 4)
     said.append(text)
     media += int(counters["of them video"])
@@ -113,7 +105,7 @@ def test_text_picture_recording_and_video_are_answered_and_stay(page, tmp_path):
     kept = page.evaluate("[...document.querySelectorAll('#column .answer .markdown')].map((node) => node.innerText)")
     assert kept == said
     assert page.text("h1, .conversation-name")
-    say(page, "Thank you.")
+    page.ask("Thank you.")
     _, counters = answer(page, 5)
     assert int(counters["of them from the cache"]) > media  # that of the turns before
 
@@ -142,7 +134,7 @@ def test_answers_grow_piece_by_piece(page, slow):
         "  if (text !== window.seen.at(-1)) window.seen.push(text);"
         "}).observe(document.body, { childList: true, subtree: true, characterData: true })"
     )
-    say(page, "Please count from one to ten.")
+    page.ask("Please count from one to ten.")
     text, _ = answer(page, 1)
     page.wait("window.seen.length >= 3")
     seen = [piece for piece in page.evaluate("window.seen") if piece.strip()]
@@ -158,7 +150,7 @@ def test_stop_keeps_what_was_said(page, server, llm, slow, monkeypatch):
     page.load()
     page.choose_files("#files", EXAMPLES / "shapes.png")
     page.wait("document.querySelector('#composer .is-picture')")
-    say(page, "Describe the picture.")
+    page.ask("Describe the picture.")
     page.wait(f"{LAST} .markdown')?.innerText.length > 3", SECONDS)
     page.click(".go")  # the same button stops
     page.wait(f"{LAST} .ending')?.innerText === 'Stopped'")

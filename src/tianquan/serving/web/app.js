@@ -3,17 +3,29 @@
 import { Api } from "./api.js";
 import { ChatView } from "./chat_view.js";
 import { Composer, isTouched } from "./composer.js";
-import { fileStem, jsonFile, lastUsage, markdownFile, newConversation, newMessage, titleOf } from "./conversation.js";
+import {
+  fileStem,
+  hasUnfinished,
+  interruptAnswers,
+  jsonFile,
+  lastUsage,
+  markdownFile,
+  newConversation,
+  newMessage,
+  titleOf,
+} from "./conversation.js";
 import { ConversationList } from "./conversation_list.js";
+import { Conversations } from "./conversations.js";
 import { element, icon, saveFile } from "./element.js";
 import { askForKey } from "./key_dialog.js";
+import { isOfInputMethod } from "./keys.js";
 import { announce, notice } from "./notices.js";
 import { keepChoice, KeyKeeper, readChoice, readSettings, readTheme, useTheme } from "./preferences.js";
 import { openSettings } from "./settings_dialog.js";
 import { browserLanguage, count, currentLanguage, fillStrings, say, useLanguage } from "./strings.js";
-import { Store } from "./store.js";
 import { takeFiles } from "./taken_files.js";
 import { runTurn } from "./turn.js";
+import { Turns } from "./turns.js";
 import { redrawAll } from "./waveform.js";
 
 const SAVE_EVERY_MS = 700; // while an answer grows; a page that goes away has no time to write
@@ -22,11 +34,10 @@ const FULL_SHARE = 0.85; // of the context, from where on its use is shown as a 
 
 /** Everything there is one of. */
 class Page {
-  #store = new Store();
+  #conversations = new Conversations();
   #api = new Api(new KeyKeeper(), askForKey);
-  #conversations = [];
   #open = newConversation(readSettings());
-  #turns = new Map(); // conversation id -> AbortController of the answer that is being written
+  #turns = new Turns();
   #models = [];
   #list;
   #chat;
@@ -35,17 +46,17 @@ class Page {
   constructor() {
     const transcribe = (blob, name) => this.#api.transcribe(blob, name, this.#model());
     this.#composer = new Composer(document.getElementById("composer"), {
-      onSend: (text, attachments) => this.#send(text, attachments),
+      onSend: (takeMessage) => this.#send(takeMessage),
       onStop: () => this.#stop(),
       transcribe,
     });
     this.#chat = new ChatView(
       {
         transcribe,
-        readMedium: (id) => this.#store.readMedium(id),
-        onEdit: (message, text) => this.#edit(message, text),
-        onAgain: (message) => this.#again(message),
-        onTranscript: () => this.#save(this.#open),
+        readMedium: (id) => this.#conversations.readMedium(id),
+        onEdit: (message, text) => this.#replaceFrom(message, 2, newMessage("user", text, message.media)),
+        onAgain: (answer) => this.#replaceFrom(answer, 1),
+        onTranscript: (medium) => this.#conversations.saveThatHas(medium),
       },
       [
         { icon: "picture", key: "tryPicture", action: () => this.#try("describePicture", "image/*") },
@@ -63,7 +74,10 @@ class Page {
       onRename: (conversation, title) => this.#rename(conversation, title),
       onSaveMarkdown: (conversation) => saveFile(markdownFile(conversation), `${fileStem(conversation)}.md`),
       onSaveJson: async (conversation) =>
-        saveFile(await jsonFile(conversation, (id) => this.#store.readMedium(id)), `${fileStem(conversation)}.json`),
+        saveFile(
+          await jsonFile(conversation, (id) => this.#conversations.readMedium(id)),
+          `${fileStem(conversation)}.json`,
+        ),
       onRemove: (conversation) => this.#remove(conversation),
     });
     this.#bindButtons();
@@ -74,13 +88,15 @@ class Page {
   /** Read what is kept, show it, and wait for the server. */
   async start() {
     this.#useLanguage(readChoice("language", browserLanguage()));
-    if (!(await this.#store.open())) notice(say("notKept"));
-    this.#store.onOther = (id) => this.#follow(id);
-    this.#conversations = await this.#store.list();
-    for (const message of this.#conversations.flatMap((conversation) => conversation.messages)) {
-      if (message.finish === null) message.finish = "interrupted"; // the page went away while it was written
+    if (!(await this.#conversations.open())) notice(say("notKept"));
+    for (const conversation of this.#conversations.all.filter(hasUnfinished)) {
+      if (!(await this.#turns.look(conversation.id))) interruptAnswers(conversation); // a page went away meanwhile
     }
-    const kept = this.#conversations.find(({ id }) => id === window.location.hash.slice(1));
+    this.#turns.onChange = () => this.#showHead();
+    this.#turns.onEndElsewhere = (id) => this.#endAnswers(id);
+    this.#conversations.onMerge = (conversation, changed) => this.#showMerged(conversation, changed);
+    this.#conversations.onGone = (conversation) => this.#leave(conversation);
+    const kept = this.#conversations.all.find(({ id }) => id === window.location.hash.slice(1));
     this.#show(kept ?? this.#open);
     document.documentElement.dataset.ready = "true";
     await this.#awaitServer();
@@ -125,7 +141,8 @@ class Page {
     this.#chat.show(conversation);
     this.#showHead();
     document.getElementById("page").classList.remove("shows-sidebar");
-    if (isKept) this.#store.sweep(conversation).catch(() => {});
+    // a turn keeps media before the message that names them
+    if (isKept && !this.#turns.isTaken(conversation.id)) this.#conversations.sweep(conversation);
     if (!isTouched()) this.#composer.focus();
   }
 
@@ -134,8 +151,9 @@ class Page {
     const title = titleOf(this.#open);
     document.getElementById("conversation-title").textContent = title;
     document.title = this.#open.messages.length > 0 ? `${title} · Tianquan` : "Tianquan";
-    this.#list.show(this.#conversations, this.#open.id);
-    this.#composer.setBusy(this.#turns.has(this.#open.id));
+    this.#list.show(this.#conversations.all, this.#open.id);
+    this.#composer.setBusy(this.#turns.isHere(this.#open.id));
+    document.getElementById("busy-elsewhere").hidden = !this.#turns.isElsewhere(this.#open.id);
     this.#showContext();
   }
 
@@ -149,22 +167,37 @@ class Page {
     line.classList.toggle("is-full", usage !== null && size !== null && usage.total_tokens > FULL_SHARE * size);
   }
 
-  async #send(text, attachments) {
+  async #send(takeMessage) {
     const conversation = this.#open;
-    const media = attachments.map(({ blob, shrunkFrom, isCompressed, ...medium }) => medium);
-    await this.#keep(
-      Promise.all(attachments.map(({ id, blob }) => this.#store.writeMedium(conversation.id, id, blob))),
-    );
-    const message = newMessage("user", text, media);
-    conversation.messages.push(message);
-    if (!this.#conversations.includes(conversation)) this.#conversations.push(conversation);
-    window.history.replaceState(null, "", `#${conversation.id}`);
-    this.#chat.append(message);
-    await this.#answer(conversation);
+    await this.#takeTurn(conversation, async (signal) => {
+      const taken = await takeMessage(signal);
+      if (taken === null) return;
+      const media = taken.attachments.map(({ blob, shrunkFrom, isCompressed, ...medium }) => medium);
+      await this.#conversations.writeMedia(conversation, taken.attachments);
+      const message = newMessage("user", taken.text, media);
+      conversation.messages.push(message);
+      this.#conversations.add(conversation);
+      if (conversation === this.#open) {
+        window.history.replaceState(null, "", `#${conversation.id}`);
+        this.#chat.append(message);
+      }
+      await this.#answer(conversation, signal);
+    });
+  }
+
+  /** Take the turn in a conversation, begin with what all tabs have made of it, and do something to it. */
+  async #takeTurn(conversation, work) {
+    const isTaken = await this.#turns.take(conversation.id, async (signal) => {
+      if (this.#conversations.has(conversation)) await this.#conversations.follow(conversation.id);
+      if (!signal.aborted) await work(signal);
+    });
+    if (isTaken) return;
+    this.#turns.look(conversation.id);
+    notice(say("busyElsewhere"));
   }
 
   /** Let the model answer the last message of a conversation. */
-  async #answer(conversation) {
+  async #answer(conversation, signal) {
     const answer = newMessage("assistant", "");
     const question = conversation.messages.at(-1);
     conversation.messages.push(answer);
@@ -173,32 +206,24 @@ class Page {
       this.#chat.append(answer, question);
       this.#chat.follow();
     }
-    const controller = new AbortController();
-    this.#turns.set(conversation.id, controller);
     this.#showHead();
-    await this.#save(conversation);
+    await this.#conversations.save(conversation);
     announce(say("answerBegins"));
     let savedMs = Date.now();
-    try {
-      await runTurn(conversation, answer, {
-        api: this.#api,
-        model: this.#model(),
-        readMedium: (id) => this.#store.readMedium(id),
-        signal: controller.signal,
-        onChange: () => {
-          this.#chat.update(answer);
-          if (Date.now() - savedMs < SAVE_EVERY_MS) return;
-          savedMs = Date.now();
-          this.#save(conversation);
-        },
-      });
-    } finally {
-      if (this.#turns.get(conversation.id) === controller) this.#turns.delete(conversation.id);
-    }
-    if (!this.#conversations.includes(conversation)) return; // deleted meanwhile
-    await this.#save(conversation);
+    await runTurn(conversation, answer, {
+      api: this.#api,
+      model: this.#model(),
+      readMedium: (id) => this.#conversations.readMedium(id),
+      signal,
+      onChange: () => {
+        this.#chat.update(answer);
+        if (Date.now() - savedMs < SAVE_EVERY_MS) return;
+        savedMs = Date.now();
+        this.#conversations.save(conversation);
+      },
+    });
+    await this.#conversations.save(conversation);
     if (conversation === this.#open) this.#endAnswer(answer);
-    this.#showHead();
   }
 
   #endAnswer(answer) {
@@ -207,99 +232,76 @@ class Page {
     else if (!answer.error && this.#models.length === 0) this.#listModels();
   }
 
-  /** Take over what another tab did to a conversation; what is being answered here stays as it is. */
-  async #follow(id) {
-    const kept = await this.#store.read(id);
-    if (this.#turns.has(id)) return;
-    const own = this.#conversations.find((conversation) => conversation.id === id);
-    if (kept === null) {
-      this.#conversations = this.#conversations.filter((conversation) => conversation !== own);
-      if (own === this.#open) this.#show(newConversation(readSettings()));
-    } else if (own === undefined) {
-      this.#conversations.push(kept);
-    } else {
-      Object.assign(own, kept);
-      if (own === this.#open) this.#chat.show(own);
-    }
+  /** Interrupt what another tab has left without an end: it was closed. */
+  async #endAnswers(id) {
+    await this.#conversations.follow(id);
+    const conversation = this.#conversations.all.find((other) => other.id === id);
+    if (conversation === undefined || this.#turns.isTaken(id)) return;
+    this.#showMerged(conversation, interruptAnswers(conversation));
+  }
+
+  /** Show what another tab did to a conversation. */
+  #showMerged(conversation, changed) {
+    if (conversation === this.#open) this.#chat.refresh(conversation, changed);
     this.#showHead();
+    this.#turns.look(conversation.id);
+  }
+
+  /** A conversation was deleted in another tab. */
+  #leave(conversation) {
+    this.#turns.stop(conversation.id);
+    if (conversation === this.#open) this.#show(newConversation(readSettings()));
+    else this.#showHead();
   }
 
   #stop() {
-    this.#turns.get(this.#open.id)?.abort();
+    this.#turns.stop(this.#open.id);
   }
 
-  /** Send a changed message again; what came after it goes, and comes back with undo. */
-  #edit(message, text) {
+  /**
+   * Take a message and all after it away, which undo brings back, and let the model answer what is then the last.
+   * @param {import("./conversation.js").Message} message - where to begin.
+   * @param {number} numExpected - how many messages nobody misses.
+   * @param {import("./conversation.js").Message} [other] - takes its place.
+   */
+  #replaceFrom(message, numExpected, other) {
     const conversation = this.#open;
-    const at = conversation.messages.indexOf(message);
-    this.#cut(conversation, at, conversation.messages.length - at > 2);
-    conversation.messages.push(newMessage("user", text, message.media));
-    this.#chat.show(conversation);
-    this.#answer(conversation);
-  }
-
-  #again(answer) {
-    const conversation = this.#open;
-    const at = conversation.messages.indexOf(answer);
-    this.#cut(conversation, at, conversation.messages.length - at > 1);
-    this.#chat.show(conversation);
-    this.#answer(conversation);
-  }
-
-  #cut(conversation, at, losesTurns) {
-    this.#turns.get(conversation.id)?.abort();
-    const before = [...conversation.messages];
-    conversation.messages.splice(at);
-    if (!losesTurns) return;
-    notice(say("laterRemoved"), {
-      label: say("undo"),
-      action: () => {
-        this.#turns.get(conversation.id)?.abort();
-        conversation.messages = before;
-        this.#save(conversation);
-        if (conversation === this.#open) this.#show(conversation);
-      },
+    return this.#takeTurn(conversation, async (signal) => {
+      const at = conversation.messages.indexOf(message);
+      if (at === -1) return; // another tab has taken it away
+      if (conversation.messages.length - at > numExpected) this.#offerUndo(conversation);
+      conversation.messages.splice(at, Infinity, ...(other === undefined ? [] : [other]));
+      if (conversation === this.#open) this.#chat.show(conversation);
+      await this.#answer(conversation, signal);
     });
+  }
+
+  #offerUndo(conversation) {
+    const bringBack = this.#conversations.remember(conversation);
+    const undo = async () => {
+      await bringBack();
+      if (conversation === this.#open) this.#show(conversation);
+    };
+    notice(say("laterRemoved"), { label: say("undo"), action: () => this.#takeTurn(conversation, undo) });
   }
 
   #rename(conversation, title) {
     conversation.title = title || null;
-    this.#save(conversation);
+    this.#conversations.save(conversation);
     this.#showHead();
   }
 
   async #remove(conversation) {
-    this.#turns.get(conversation.id)?.abort();
-    this.#conversations = this.#conversations.filter((other) => other !== conversation);
-    const removed = await this.#keep(this.#store.remove(conversation));
-    if (conversation === this.#open) this.#show(newConversation(readSettings()));
-    else this.#showHead();
-    notice(
-      say("removed", { title: titleOf(conversation) }),
-      removed && {
-        label: say("undo"),
-        action: async () => {
-          await this.#keep(this.#store.restore(removed));
-          this.#conversations.push(conversation);
-          this.#show(conversation);
-        },
-      },
-    );
-  }
-
-  #save(conversation) {
-    if (!this.#conversations.includes(conversation)) return Promise.resolve();
-    return this.#keep(this.#store.write(conversation));
-  }
-
-  /** Wait for the store, and say so where the browser could not keep something. */
-  async #keep(promise) {
-    try {
-      return await promise;
-    } catch {
-      notice(say("keepFailed"));
-      return undefined;
-    }
+    this.#turns.stop(conversation.id);
+    const title = titleOf(conversation);
+    const removing = this.#conversations.remove(conversation);
+    this.#leave(conversation);
+    const bringBack = await removing;
+    const undo = async () => {
+      await bringBack();
+      this.#show(conversation);
+    };
+    notice(say("removed", { title }), { label: say("undo"), action: undo });
   }
 
   #try(key, accept) {
@@ -342,7 +344,7 @@ class Page {
       openSettings(this.#open.settings, (settings) => {
         this.#open.settings = settings;
         keepChoice("settings", settings);
-        this.#save(this.#open);
+        this.#conversations.save(this.#open);
       }),
     );
     on("switch-language", () => {
@@ -366,7 +368,8 @@ class Page {
 
   #bindKeys() {
     document.addEventListener("keydown", (event) => {
-      if (event.defaultPrevented || document.querySelector("dialog[open], [popover]:popover-open")) return;
+      if (isOfInputMethod(event) || event.defaultPrevented) return;
+      if (document.querySelector("dialog[open], [popover]:popover-open")) return;
       if (event.key === "Escape") {
         if (this.#composer.recording.isActive) this.#composer.recording.cancel();
         else if (document.getElementById("page").classList.contains("shows-sidebar"))
@@ -377,7 +380,7 @@ class Page {
         this.#show(newConversation(readSettings()));
       } else if (event.key === "ArrowUp" && event.target === this.#composer.question && event.target.value === "") {
         const last = this.#open.messages.findLast(({ role }) => role === "user");
-        if (last && !this.#turns.has(this.#open.id)) {
+        if (last && !this.#turns.isTaken(this.#open.id)) {
           event.preventDefault();
           this.#chat.edit(last);
         }

@@ -61,12 +61,41 @@ export class ChatView {
    */
   append(message, previous) {
     if (this.#views.size === 0) this.column.replaceChildren();
+    this.column.append(this.#addView(message, previous).node);
+  }
+
+  /**
+   * Show what another tab did to the conversation on the page; what it left alone stays as it is.
+   * @param {import("./conversation.js").Conversation} conversation - the conversation.
+   * @param {Set<string>} changed - ids of messages that are not what they were.
+   */
+  refresh(conversation, changed) {
+    const { messages } = conversation;
+    if (this.#views.size === 0 || messages.length === 0) {
+      if (this.#views.size !== messages.length) this.show(conversation);
+      return;
+    }
+    const ids = new Set(messages.map(({ id }) => id));
+    for (const [id, view] of this.#views) {
+      if (ids.has(id)) continue;
+      view.node.remove();
+      this.#views.delete(id);
+    }
+    messages.forEach((message, n) => {
+      const view = this.#views.get(message.id) ?? this.#addView(message, messages[n - 1]);
+      if (changed.has(message.id)) view.update();
+      if (this.column.children[n] !== view.node) this.column.insertBefore(view.node, this.column.children[n] ?? null);
+    });
+    this.#keepEnd();
+  }
+
+  #addView(message, previous) {
     const view =
       message.role === "user"
         ? new UserView(message, this.#actions)
         : new AnswerView(message, this.#actions, previous?.media ?? []);
     this.#views.set(message.id, view);
-    this.column.append(view.node);
+    return view;
   }
 
   /**

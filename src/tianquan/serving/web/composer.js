@@ -2,6 +2,7 @@
 
 import { newId } from "./conversation.js";
 import { element, icon, iconButton } from "./element.js";
+import { isOfInputMethod } from "./keys.js";
 import { isVideo, pictureThumbnail, soundBlock, videoBlock } from "./media_view.js";
 import { notice } from "./notices.js";
 import { readPicture } from "./picture.js";
@@ -13,7 +14,12 @@ const ACCEPT = "image/*,audio/*,video/*,.m4a,.opus,.flac,.ogg,.webm,.mkv,.ts";
 
 /**
  * @typedef {import("./conversation.js").Medium & {blob: Blob}} Attachment
- * @typedef {{onSend: (text: string, attachments: Attachment[]) => void, onStop: () => void,
+ *
+ * Gives the message once everything in it is read, and empties the composer; null, and all stays, where the signal says
+ * stop before that or a file cannot be read.
+ * @typedef {(signal: AbortSignal) => Promise<?{text: string, attachments: Attachment[]}>} TakeMessage
+ *
+ * @typedef {{onSend: (take: TakeMessage) => Promise<void>, onStop: () => void,
  *            transcribe: (blob: Blob, name: string) => Promise<string>}} ComposerActions
  */
 
@@ -27,7 +33,7 @@ export class Composer {
   #actions;
   #attachments = []; // of {node, ready: Promise<?Attachment>}
   #isBusy = false;
-  #isSending = false;
+  #sending = null; // {written: string, reading: Promise}, until the message is handed over
 
   /**
    * @param {HTMLFormElement} form - from index.html.
@@ -212,29 +218,53 @@ export class Composer {
     return [pictureThumbnail(attachment, attachment.blob)];
   }
 
-  /** Hand the message over, once everything in it is read. */
+  /** Hand the message over; what the page does with it begins before anything in it is read. */
   async send() {
-    if (this.#isSending || this.#isBusy) return;
-    this.#isSending = true;
+    if (this.#sending !== null || this.#isBusy || this.#isEmpty()) return;
+    const sending = { written: this.question.value, reading: this.#read() };
+    this.#sending = sending;
     try {
-      await this.recording.finish();
-      const items = this.#attachments;
-      const attachments = (await Promise.all(items.map((item) => item.ready))).filter(Boolean);
-      const text = this.question.value.trim();
-      if (text === "" && attachments.length === 0) return;
-      items.forEach(({ node }) => node.remove());
-      this.#attachments = this.#attachments.filter((item) => !items.includes(item));
-      this.question.value = "";
-      this.#actions.onSend(text, attachments);
+      await this.#actions.onSend((signal) => this.#take(sending, signal));
     } finally {
-      this.#isSending = false;
-      this.#show();
+      this.#endSending(sending);
     }
   }
 
+  async #read() {
+    await this.recording.finish();
+    const items = this.#attachments;
+    return { items, read: await Promise.all(items.map((item) => item.ready)) };
+  }
+
+  async #take(sending, signal) {
+    const { items, read } = await sending.reading;
+    if (signal.aborted) return null;
+    if (read.includes(null)) {
+      notice(say("notSent"));
+      return null;
+    }
+    const attachments = read.filter((attachment, n) => this.#attachments.includes(items[n])); // the others were removed
+    const { written } = sending;
+    if (written.trim() === "" && attachments.length === 0) return null;
+    items.forEach(({ node }) => node.remove());
+    this.#attachments = this.#attachments.filter((item) => !items.includes(item));
+    if (this.question.value.startsWith(written)) this.question.value = this.question.value.slice(written.length);
+    this.#fit();
+    this.#endSending(sending);
+    return { text: written.trim(), attachments };
+  }
+
+  #endSending(sending) {
+    if (this.#sending === sending) this.#sending = null;
+    this.#show();
+  }
+
+  #isEmpty() {
+    return this.question.value.trim() === "" && this.#attachments.length === 0 && !this.recording.isActive;
+  }
+
   #onKey(event) {
-    const isInputMethod = event.isComposing || event.keyCode === 229; // its Enter chooses a word
-    if (event.key !== "Enter" || event.shiftKey || isInputMethod) return;
+    if (isOfInputMethod(event) || event.key !== "Enter" || event.shiftKey) return;
     if (isTouched()) return; // a phone's keyboard has no other way to a new line, and the button is under the thumb
     event.preventDefault();
     this.send();
@@ -248,11 +278,10 @@ export class Composer {
 
   #show() {
     const label = say(this.#isBusy ? "stop" : "send");
-    const isEmpty = this.question.value.trim() === "" && this.#attachments.length === 0;
     this.question.placeholder = say(this.#attachments.length > 0 ? "askMedia" : "ask");
     if (this.question.value === "") this.question.style.height = "auto";
     this.tray.hidden = this.#attachments.length === 0;
-    this.go.disabled = !this.#isBusy && isEmpty && !this.recording.isActive;
+    this.go.disabled = !this.#isBusy && (this.#sending !== null || this.#isEmpty());
     if (this.go.getAttribute("aria-label") === label) return;
     this.go.replaceChildren(icon(this.#isBusy ? "stop" : "send"));
     this.go.setAttribute("aria-label", label);

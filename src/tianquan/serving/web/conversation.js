@@ -62,6 +62,24 @@ export function titleOf(conversation) {
 
 /**
  * @param {Conversation} conversation - the conversation.
+ * @returns {boolean} whether an answer in it has no end.
+ */
+export function hasUnfinished(conversation) {
+  return conversation.messages.some(({ finish }) => finish === null);
+}
+
+/**
+ * @param {Conversation} conversation - in which nobody writes any more.
+ * @returns {Set<string>} the ids of its answers that had no end, and are interrupted now.
+ */
+export function interruptAnswers(conversation) {
+  const unfinished = conversation.messages.filter(({ finish }) => finish === null);
+  for (const message of unfinished) message.finish = "interrupted";
+  return new Set(unfinished.map(({ id }) => id));
+}
+
+/**
+ * @param {Conversation} conversation - the conversation.
  * @returns {?object} the usage of its last answer that has one.
  */
 export function lastUsage(conversation) {
@@ -96,10 +114,10 @@ async function openaiMessages(conversation, system, detail, readMedium) {
   return messages;
 }
 
-/** The content parts of one medium; none where the browser has dropped its bytes. */
-async function mediumParts({ id, kind, seconds }, detail, readMedium) {
+/** The content parts of one medium; words in its place where the browser has dropped its bytes. */
+async function mediumParts({ id, kind, name, seconds }, detail, readMedium) {
   const blob = await readMedium(id);
-  if (blob === null) return [];
+  if (blob === null) return [{ type: "text", text: say("lostMedium", { name }) }];
   if (kind === "picture") return [{ type: "image_url", image_url: { url: await dataUrl(blob), detail } }];
   if (kind === "video") return [{ type: "video_url", video_url: { url: await dataUrl(blob) } }];
   return Promise.all(

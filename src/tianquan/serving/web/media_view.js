@@ -79,7 +79,7 @@ function openPicture(url, name) {
  * @param {import("./conversation.js").Medium} medium - the recording; gets its transcript.
  * @param {Blob} blob - its bytes.
  * @param {(blob: Blob, name: string) => Promise<string>} transcribe - asks the server.
- * @param {() => void} onTranscript - called when there is one.
+ * @param {(medium: object) => void} onTranscript - called with the medium when it has one.
  * @returns {HTMLElement} the recording.
  */
 export function soundBlock(medium, blob, transcribe, onTranscript) {
@@ -97,7 +97,7 @@ export function soundBlock(medium, blob, transcribe, onTranscript) {
     button.textContent = say("transcribing");
     try {
       medium.transcript = (await transcribe(blob, fileName(medium, blob))).trim();
-      onTranscript();
+      onTranscript(medium);
     } catch (error) {
       notice([describeError(error), error.detail].filter(Boolean).join(" "));
     }

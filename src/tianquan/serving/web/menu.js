@@ -1,6 +1,7 @@
 /** A small menu beside the button that opens it. */
 
 import { element, icon } from "./element.js";
+import { isOfInputMethod } from "./keys.js";
 
 const MARGIN = 8; // pixels to the edge of the window
 
@@ -37,6 +38,7 @@ export function openMenu(button, entries) {
     if (event.newState === "closed") close();
   });
   menu.addEventListener("keydown", (event) => {
+    if (isOfInputMethod(event)) return;
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     if (step === undefined) return;
     event.preventDefault();

@@ -3,6 +3,7 @@
 import { answerDetails } from "./answer_details.js";
 import { describeError } from "./api.js";
 import { element, iconButton } from "./element.js";
+import { isOfInputMethod } from "./keys.js";
 import { copyText, MarkdownView } from "./markdown_view.js";
 import { pictureThumbnail, soundBlock, videoBlock } from "./media_view.js";
 import { count, say } from "./strings.js";
@@ -10,7 +11,7 @@ import { count, say } from "./strings.js";
 /**
  * @typedef {{readMedium: (id: string) => Promise<?Blob>, transcribe: (blob: Blob, name: string) => Promise<string>,
  *            onEdit: (message: object, text: string) => void, onAgain: (message: object) => void,
- *            onTranscript: () => void}} MessageActions
+ *            onTranscript: (medium: object) => void}} MessageActions
  */
 
 function copyButton(text) {
@@ -34,6 +35,11 @@ export class UserView {
     this.#show();
   }
 
+  /** Show what another tab has added to the message; a text that is being changed is left alone. */
+  update() {
+    if (this.node.querySelector(".editor") === null) this.#show();
+  }
+
   /** Let the user change the text. */
   edit() {
     const area = element("textarea", { class: "edit-area", rows: "2", dir: "auto", "aria-label": say("editLabel") });
@@ -43,10 +49,11 @@ export class UserView {
         this.#actions.onEdit(this.#message, area.value.trim());
     };
     area.addEventListener("keydown", (event) => {
+      if (isOfInputMethod(event)) return;
       if (event.key === "Escape") {
         event.stopPropagation();
         this.#show();
-      } else if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229) {
+      } else if (event.key === "Enter" && !event.shiftKey) {
         event.preventDefault();
         submit();
       }

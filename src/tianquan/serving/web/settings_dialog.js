@@ -1,6 +1,7 @@
 /** How answers are chosen: the system prompt, sampling, and how closely pictures are looked at. */
 
 import { element, iconButton } from "./element.js";
+import { isOfInputMethod } from "./keys.js";
 import { DEFAULT_SETTINGS } from "./preferences.js";
 import { say } from "./strings.js";
 
@@ -13,11 +14,11 @@ const NUMBERS = [
 ];
 
 /**
- * Let the user change settings.
+ * Let the user change settings; closed without saving, the dialog changes nothing.
  * @param {import("./preferences.js").Settings} settings - as they are.
- * @param {(settings: import("./preferences.js").Settings) => void} onChange - hears of them when the dialog closes.
+ * @param {(settings: import("./preferences.js").Settings) => void} onSave - hears of them when they are saved.
  */
-export function openSettings(settings, onChange) {
+export function openSettings(settings, onSave) {
   const system = element("textarea", { id: "setting-system", rows: "3", dir: "auto" });
   const numbers = NUMBERS.map((number) => ({ ...number, input: numberInput(number) }));
   const detail = element(
@@ -34,11 +35,20 @@ export function openSettings(settings, onChange) {
     detail.value = values.detail;
     numbers.forEach(({ name, input }) => {
       input.value = values[name] ?? "";
+      input.dispatchEvent(new Event("input")); // what was wrong with it is no more
     });
+  };
+  const save = (event) => {
+    const wrong = numbers.filter(({ input }) => !input.checkValidity());
+    if (wrong.length === 0) onSave(read(system, numbers, detail));
+    else {
+      event.preventDefault();
+      wrong[0].input.focus();
+    }
   };
   const form = element(
     "form",
-    { method: "dialog" },
+    { method: "dialog", novalidate: true, onsubmit: save },
     element(
       "header",
       { class: "dialog-head" },
@@ -47,13 +57,13 @@ export function openSettings(settings, onChange) {
     ),
     element("p", { class: "more" }, say("settingsMore")),
     field("systemPrompt", system),
-    element("div", { class: "number-fields" }, ...numbers.map(({ key, input }) => field(key, input))),
+    element("div", { class: "number-fields" }, ...numbers.map((number) => numberField(number))),
     field("detail", detail),
     element(
       "div",
       { class: "dialog-bar" },
       element("button", { type: "button", class: "text-button", onclick: () => fill(DEFAULT_SETTINGS) }, say("reset")),
-      element("button", { type: "submit", class: "strong-button" }, say("done")),
+      element("button", { type: "submit", class: "strong-button" }, say("save")),
     ),
   );
   const dialog = element(
@@ -61,10 +71,10 @@ export function openSettings(settings, onChange) {
     {
       class: "settings-dialog",
       "aria-labelledby": "settings-title",
-      onclose: () => {
-        dialog.remove();
-        if (numbers.every(({ input }) => input.checkValidity())) onChange(read(system, numbers, detail));
+      onkeydown: (event) => {
+        if (isOfInputMethod(event)) event.preventDefault(); // its Escape would close the dialog
       },
+      onclose: () => dialog.remove(),
     },
     form,
   );
@@ -74,7 +84,7 @@ export function openSettings(settings, onChange) {
 }
 
 function numberInput({ name, low, high, step }) {
-  const input = element("input", {
+  return element("input", {
     id: `setting-${name}`,
     type: "number",
     min: low,
@@ -82,9 +92,22 @@ function numberInput({ name, low, high, step }) {
     step: step === "1" ? "1" : "any",
     placeholder: "–",
   });
-  input.addEventListener("invalid", () => input.setCustomValidity(say("notInRange", { low, high })));
-  input.addEventListener("input", () => input.setCustomValidity(""));
-  return input;
+}
+
+/** A number with what is wrong with it below, from when it could not be saved until it is changed. */
+function numberField({ key, input, low, high }) {
+  const wrong = element("span", { class: "error-line", role: "alert" });
+  const showWrong = (text) => {
+    wrong.textContent = text;
+    wrong.hidden = text === "";
+    input.setAttribute("aria-invalid", String(text !== ""));
+  };
+  input.addEventListener("invalid", () => showWrong(say("notInRange", { low, high })));
+  input.addEventListener("input", () => showWrong(""));
+  showWrong("");
+  const node = field(key, input);
+  node.append(wrong);
+  return node;
 }
 
 function field(key, control) {

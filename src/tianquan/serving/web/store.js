@@ -9,7 +9,8 @@ const DATABASE = "tianquan";
 const VERSION = 1;
 
 /**
- * @typedef {{conversation: object, media: Array<{id: string, conversationId: string, blob: Blob}>}} Removed
+ * A picture or a recording as it is kept.
+ * @typedef {{id: string, conversationId: string, blob: Blob}} MediumRecord
  */
 
 /** Conversations and their media. */
@@ -60,13 +61,24 @@ export class Store {
   }
 
   /**
-   * Keep a conversation, and tell other tabs.
-   * @param {object} conversation - with its `id`.
+   * Change what is kept of a conversation, with no other tab in between, and tell the others.
+   * @param {string} id - of the conversation.
+   * @param {(kept: ?object) => ?object} change - returns what to keep in place of what is kept; null where nothing is
+   *   to be written.
    */
-  async write(conversation) {
-    if (this.#database === null) this.#conversations.set(conversation.id, structuredClone(conversation));
-    else await settled(this.#records("conversations", "readwrite").put(conversation));
-    this.#tabs?.postMessage(conversation.id);
+  async update(id, change) {
+    if (this.#database === null) {
+      const next = change(this.#conversations.get(id) ?? null);
+      if (next !== null) this.#conversations.set(id, structuredClone(next));
+      return;
+    }
+    const transaction = this.#database.transaction("conversations", "readwrite");
+    const records = transaction.objectStore("conversations");
+    const next = change((await settled(records.get(id))) ?? null);
+    if (next === null) return;
+    records.put(next);
+    await finished(transaction);
+    this.#tabs?.postMessage(id);
   }
 
   /**
@@ -94,28 +106,34 @@ export class Store {
   }
 
   /**
-   * Delete a conversation and its media.
-   * @param {object} conversation - the conversation.
-   * @returns {Promise<Removed>} what `restore` takes back.
+   * @param {string} conversationId - of a conversation.
+   * @returns {Promise<MediumRecord[]>} its pictures and recordings, for `restoreMedia`.
    */
-  async remove(conversation) {
-    const media = await this.#mediaOf(conversation.id);
-    this.#conversations.delete(conversation.id);
-    media.forEach(({ id }) => this.#media.delete(id));
-    if (this.#database !== null) {
-      const both = this.#database.transaction(["conversations", "media"], "readwrite");
-      both.objectStore("conversations").delete(conversation.id);
-      media.forEach(({ id }) => both.objectStore("media").delete(id));
-      await finished(both);
-    }
-    this.#tabs?.postMessage(conversation.id);
-    return { conversation, media };
+  async mediaOf(conversationId) {
+    if (this.#database === null) return [...this.#media.values()].filter((m) => m.conversationId === conversationId);
+    return settled(this.#records("media", "readonly").index("conversation").getAll(conversationId));
   }
 
-  /** @param {Removed} removed - what `remove` returned. */
-  async restore({ conversation, media }) {
-    for (const { id, blob } of media) await this.writeMedium(conversation.id, id, blob);
-    await this.write(conversation);
+  /** @param {MediumRecord[]} media - from `mediaOf`, deleted since. */
+  async restoreMedia(media) {
+    for (const { id, conversationId, blob } of media) await this.writeMedium(conversationId, id, blob);
+  }
+
+  /**
+   * Delete a conversation and its media, and tell other tabs.
+   * @param {string} id - of the conversation.
+   */
+  async remove(id) {
+    const media = await this.mediaOf(id);
+    this.#conversations.delete(id);
+    media.forEach((medium) => this.#media.delete(medium.id));
+    if (this.#database !== null) {
+      const both = this.#database.transaction(["conversations", "media"], "readwrite");
+      both.objectStore("conversations").delete(id);
+      media.forEach((medium) => both.objectStore("media").delete(medium.id));
+      await finished(both);
+    }
+    this.#tabs?.postMessage(id);
   }
 
   /**
@@ -126,16 +144,11 @@ export class Store {
     const kept = await this.read(conversation.id); // another tab may have added to it
     const messages = [...conversation.messages, ...(kept?.messages ?? [])];
     const used = new Set(messages.flatMap((message) => message.media.map((medium) => medium.id)));
-    for (const { id } of await this.#mediaOf(conversation.id)) {
+    for (const { id } of await this.mediaOf(conversation.id)) {
       if (used.has(id)) continue;
       this.#media.delete(id);
       if (this.#database !== null) await settled(this.#records("media", "readwrite").delete(id));
     }
-  }
-
-  async #mediaOf(conversationId) {
-    if (this.#database === null) return [...this.#media.values()].filter((m) => m.conversationId === conversationId);
-    return settled(this.#records("media", "readonly").index("conversation").getAll(conversationId));
   }
 
   #records(name, mode) {

@@ -39,6 +39,7 @@ const STRINGS = {
   undo: ["Undo", "撤销"],
   close: ["Close", "关闭"],
   cancel: ["Cancel", "取消"],
+  busyElsewhere: ["This conversation is being answered in another tab.", "此对话正在另一个标签页中生成回答。"],
 
   welcome: ["What would you like to know?", "想了解什么？"],
   welcomeMore: [
@@ -152,7 +153,7 @@ const STRINGS = {
   detailHigh: ["Closely", "细看"],
   detailLow: ["Overview only", "只看整体"],
   reset: ["Reset", "恢复默认"],
-  done: ["Done", "完成"],
+  save: ["Save", "保存"],
   notInRange: ["Expected a number from {low} to {high}.", "请输入 {low} 到 {high} 之间的数字。"],
 
   keyTitle: ["This server asks for a key", "此服务器需要密钥"],
@@ -184,6 +185,8 @@ const STRINGS = {
   errorRequest: ["The server could not take this request.", "服务器无法接受此请求。"],
   errorServer: ["Something went wrong in the server.", "服务器内部出错。"],
   errorPicture: ["{name} is not a picture this browser can read.", "{name} 不是此浏览器能读取的图片。"],
+  notSent: ["Nothing was sent, since a file could not be read.", "有文件无法读取，消息未发送。"],
+  lostMedium: ["[{name} is no longer there]", "[{name} 已不存在]"],
   errorKind: ["{name} is neither a picture nor sound nor video.", "{name} 不是图片、音频或视频。"],
   errorMicrophone: ["The microphone cannot be used: {reason}", "无法使用麦克风：{reason}"],
   microphoneDenied: ["the browser was not allowed to.", "浏览器没有获得许可。"],

@@ -78,9 +78,12 @@ def test_a_wrong_block_number_is_refused(native: NativeOps) -> None:
         native.cached_attention(q, q, q, cache, 0, batch)
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
+DAMAGED = np.array(0x7FC00001, np.uint32).view(np.float32)[()]  # a NaN with low bits, as arithmetic makes none
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, DAMAGED], ids=["nan", "inf", "damaged"])
 @pytest.mark.parametrize("where", ["q", "k"])
-def test_what_is_not_finite_stays_so(native: NativeOps, bad: float, where: str) -> None:
+def test_what_is_not_finite_stays_so(native: NativeOps, bad: np.float32, where: str) -> None:
     """An average of all values would hide an overflow before."""
     q, k, v = normal(20, 2, 16), normal(20, 2, 16), normal(20, 2, 16)
     q[7, 1, 3] = 1.0  # or an infinite key would be one that is not seen
@@ -100,7 +103,7 @@ def test_a_query_that_is_not_finite_stays_so(native: NativeOps, kv_format: KVFor
     k, v, q = normal(9, 2, 16), normal(9, 2, 16), normal(9, 2, 16)
     ops.cached_attention(q, k, v, cache, 0, SequenceBatch(np.array([0, 9], np.int32), np.array([0], np.int32), tables))
     q = normal(1, 2, 16)
-    q[0, 1, 2] = np.nan
+    q[0, 1, 2] = DAMAGED
     batch = SequenceBatch(np.array([0, 1], np.int32), np.array([9], np.int32), tables)
     out = ops.cached_attention(q, k[:1], v[:1], cache, 0, batch)
     assert not np.isfinite(out[0, 1]).any()

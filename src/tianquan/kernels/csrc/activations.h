@@ -71,8 +71,8 @@ TIANQUAN_INLINE void quantize_row(const float* x, int64_t channels, const Quanti
       store_32_bytes(codes + begin + i, code, rows.bias);
     }
     rows.scales[row * rows.groups + g] = (peak > 1e-30f ? peak / steps : 0.0f) + zero;
-    total += __builtin_shuffle(total, I8{1, 0, 3, 2, 5, 4, 7, 6});
-    total += __builtin_shuffle(total, I8{4, 5, 6, 7, 0, 1, 2, 3});
+    total += TIANQUAN_SHUFFLE(total, 1, 0, 3, 2, 5, 4, 7, 6);
+    total += TIANQUAN_SHUFFLE(total, 4, 5, 6, 7, 0, 1, 2, 3);
     const int32_t low = total[0], high = total[2];  // channels 0 and 1 of each quad; 2 and 3
     rows.sums[row * rows.groups + g] = low + high;
     rows.starts[row * rows.groups + g] =

@@ -5,6 +5,7 @@
 //
 // No exception leaves this file, since what calls it is not C++: each function returns a status.
 
+#include <pthread.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -18,9 +19,19 @@
 namespace tianquan {
 namespace {
 
+// Which process this is. Its number alone may come again, as that of a child in a namespace of its own.
+std::atomic<int64_t> num_forks{0};
+const int forks_are_counted = pthread_atfork(nullptr, nullptr, [] { ++num_forks; });
+
+struct Process {
+  pid_t id = getpid();
+  int64_t forks = num_forks;
+  bool is_this() const { return id == getpid() && forks == num_forks; }
+};
+
 struct Session {
-  explicit Session(int num_threads) : process(getpid()), runtime(num_threads) {}
-  const pid_t process;
+  explicit Session(int num_threads) : runtime(num_threads) {}
+  const Process process;
   std::mutex mutex;
   Runtime runtime;
 };
@@ -34,7 +45,7 @@ struct Handle {
 // The session of this process. Two threads of a forked child may come first: one's session is kept.
 Session& session_of(Handle& handle) {
   Session* session = handle.session;
-  if (session->process == getpid()) return *session;
+  if (session->process.is_this()) return *session;
   auto made = std::make_unique<Session>(handle.num_threads);
   if (handle.session.compare_exchange_strong(session, made.get())) return *made.release();
   return *session;
@@ -115,7 +126,7 @@ TIANQUAN_EXPORT int32_t tq_open(const char* isa, int32_t num_threads, void** han
 TIANQUAN_EXPORT void tq_close(void* handle) {
   Handle* h = static_cast<Handle*>(handle);
   Session* session = h->session;
-  if (session->process == getpid()) delete session;
+  if (session->process.is_this()) delete session;
   delete h;
 }
 

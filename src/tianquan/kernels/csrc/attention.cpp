@@ -24,7 +24,7 @@ struct QueryChunk {
   int64_t group;
   int64_t head_dim;
   int64_t num_keys;
-  int64_t causal_shift;  // token t sees keys up to t + causal_shift; negative when every key is seen
+  int64_t causal_shift;  // where `causal`, token t sees keys up to t + causal_shift
   bool causal;
 };
 

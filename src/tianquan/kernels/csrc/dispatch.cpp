@@ -2,6 +2,10 @@
 
 #include <cstring>
 
+#if defined(TIANQUAN_HAS_AVX2)
+#include <cpuid.h>
+#endif
+
 #include "kernels.h"
 
 namespace tianquan {
@@ -11,6 +15,12 @@ extern const Kernels kKernels;
 #if defined(TIANQUAN_HAS_AVX2)
 namespace avx2 {
 extern const Kernels kKernels;
+}
+
+// GCC before 11 and clang before 18 do not know the name for __builtin_cpu_supports.
+static bool has_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
 }
 #endif
 
@@ -25,7 +35,7 @@ const Kernels* find_kernels(const char* isa) {
   if (std::strcmp(isa, "scalar") == 0) return &scalar::kKernels;
 #if defined(TIANQUAN_HAS_AVX2)
   if (std::strcmp(isa, "avx2") == 0 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c")) {
+      has_f16c()) {
     return &avx2::kKernels;
   }
 #endif

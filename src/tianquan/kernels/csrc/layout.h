@@ -12,15 +12,14 @@
 // int8, one unit of 32 bytes = 8 out x 4 in channels: the same bytes without a high nibble.
 // Units of a panel follow each other along I; panels follow each other along O. A scale (float16) stands for
 // one out channel and one group: scales[P][G][8], and so do zero points. `quantization/format.py` is the
-// definition; tests/kernels/test_layout.py compares the two.
+// definition; tests/quantization/test_format.py compares the two.
 //
 // Activations of a low-bit product are integers per row and group, stored as unsigned bytes code + bias, so
 // that vpmaddubsw takes activations x weights and adds pairs into 16 bits:
-//     int4 weights   groups of 32, codes -127..127, bias 128: a lane's 16 products of 255 * 8 fit 16 bits, so
-//     a
-//                    group is widened to 32 bits once
-//     int8 weights   groups of 64, codes -63..63, bias 64: 4 products of 127 * 64 fit, so every second is
-//     widened
+//     int4 weights   groups of 32, codes -127..127, bias 128: a lane's 16 products of 255 * 8 fit 16 bits,
+//                    so a group is widened to 32 bits once
+//     int8 weights   groups of 64, codes -63..63, bias 64: 4 products of 127 * 64 fit, so every second
+//                    is widened
 // The second line is the compromise of an instruction set without a 32-bit byte product. Measured on one core
 // (float32 peak 118 GFLOP/s) and on normal values, for the whole product:
 //     weights -127..127, activations 16 bits, vpmaddwd      148 GOP/s   error 0.6 %
@@ -55,7 +54,7 @@ static_assert((kInt8ActivationBias + kInt8ActivationMax) * kInt8Max * 4 <= INT16
 enum class Format : int32_t { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2, kInt4 = 3, kInt8 = 4 };
 enum class Activation : int32_t { kNone = 0, kGelu = 1, kGeluTanh = 2 };
 
-// One weight (O, I) as Python hands it over; `kernels/library.py` mirrors this struct field by field.
+// One weight (O, I) as Python hands it over; `kernels/structs.py` mirrors this struct field by field.
 struct Matrix {
   Format format;
   int32_t group_size;           // in channels of a scale; 0 for dense formats

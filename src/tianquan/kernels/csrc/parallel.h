@@ -62,7 +62,7 @@ struct alignas(64) ChunkRange {
 // bandwidth).
 template <typename Body>
 TIANQUAN_INLINE void parallel_stream(Runtime& runtime, int64_t num_chunks, Body& body) {
-  constexpr int64_t kMaxParts = 64;
+  constexpr int64_t kMaxParts = 1024;  // as many as a pool may have threads
   ChunkRange parts[kMaxParts];
   const int64_t num_parts = min_of(min_of(runtime.num_threads(), kMaxParts), max_of(num_chunks, 1));
   for (int64_t i = 0; i < num_parts; ++i) {

@@ -44,7 +44,6 @@ TIANQUAN_INLINE I8 load_int(const int32_t* p) {
   std::memcpy(&v, p, sizeof v);
   return v;
 }
-TIANQUAN_INLINE void store_int(int32_t* p, I8 v) { std::memcpy(p, &v, sizeof v); }
 
 // The first `count` (1..8) floats; the others are zero.
 TIANQUAN_INLINE F8 load_some(const float* p, int64_t count) {
@@ -194,20 +193,22 @@ TIANQUAN_INLINE F8 load_bfloat16(const uint16_t* p) {
   return as_float(__builtin_convertvector(v, I8) << 16);
 }
 
+// The lanes of a vector in another order.
+#if defined(__clang__)
+#define TIANQUAN_SHUFFLE(v, ...) __builtin_shufflevector(v, v, __VA_ARGS__)
+#else
+#define TIANQUAN_SHUFFLE(v, ...) __builtin_shuffle(v, I8{__VA_ARGS__})
+#endif
+
 TIANQUAN_INLINE float horizontal_sum(F8 v) {
-  v += __builtin_shuffle(v, I8{4, 5, 6, 7, 0, 1, 2, 3});
-  v += __builtin_shuffle(v, I8{2, 3, 0, 1, 6, 7, 4, 5});
-  return v[0] + v[1];
-}
-TIANQUAN_INLINE int32_t horizontal_sum_int(I8 v) {
-  v += __builtin_shuffle(v, I8{4, 5, 6, 7, 0, 1, 2, 3});
-  v += __builtin_shuffle(v, I8{2, 3, 0, 1, 6, 7, 4, 5});
+  v += TIANQUAN_SHUFFLE(v, 4, 5, 6, 7, 0, 1, 2, 3);
+  v += TIANQUAN_SHUFFLE(v, 2, 3, 0, 1, 6, 7, 4, 5);
   return v[0] + v[1];
 }
 TIANQUAN_INLINE float horizontal_max(F8 v) {
-  v = max(v, __builtin_shuffle(v, I8{4, 5, 6, 7, 0, 1, 2, 3}));
-  v = max(v, __builtin_shuffle(v, I8{2, 3, 0, 1, 6, 7, 4, 5}));
-  v = max(v, __builtin_shuffle(v, I8{1, 0, 3, 2, 5, 4, 7, 6}));
+  v = max(v, TIANQUAN_SHUFFLE(v, 4, 5, 6, 7, 0, 1, 2, 3));
+  v = max(v, TIANQUAN_SHUFFLE(v, 2, 3, 0, 1, 6, 7, 4, 5));
+  v = max(v, TIANQUAN_SHUFFLE(v, 1, 0, 3, 2, 5, 4, 7, 6));
   return v[0];
 }
 
@@ -241,7 +242,12 @@ TIANQUAN_INLINE F8 exp2_nonpositive(F8 x) {
   p = fma(p, r, splat(2.4022120e-1f));
   p = fma(p, r, splat(6.9314694e-1f));
   p = fma(p, r, splat(1.0f));
-  return as_float(as_int(p) + (n << 23));
+  const F8 result = as_float(as_int(p) + (n << 23));
+#if defined(__AVX2__)
+  return result;  // the integer of NaN is 1 << 31 there, which adds nothing to the exponent
+#else
+  return select(x == x, result, x);  // there it has bits of the NaN
+#endif
 }
 
 TIANQUAN_INLINE F8 sigmoid(F8 x) { return splat(1.0f) / (splat(1.0f) + exponential(-x)); }

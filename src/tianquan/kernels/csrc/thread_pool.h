@@ -26,7 +26,7 @@ class ThreadPool {
   int num_threads() const { return num_threads_; }
 
   // Run body(argument, chunk, thread) for every chunk in [0, num_chunks) and return when all are done.
-  // Called by one thread at a time (the context's mutex sees to it). Throws std::bad_alloc if a body did.
+  // Called by one thread at a time (the session's mutex sees to it). Throws std::bad_alloc if a body did.
   void run(int64_t num_chunks, Body body, void* argument);
 
  private:

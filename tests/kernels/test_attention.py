@@ -95,6 +95,26 @@ def test_what_is_not_finite_stays_so(native: NativeOps, bad: np.float32, where: 
     assert np.isfinite(out[:7]).all()
 
 
+def test_scores_that_are_all_minus_infinity_have_no_softmax(native: NativeOps) -> None:
+    """What a row does not see must not take their place."""
+    q, k, v = normal(20, 2, 16), normal(20, 2, 16), normal(20, 2, 16)
+    q[7, 1, 3], k[:, 1, 3] = np.inf, -np.abs(k[:, 1, 3])
+    offsets = np.array([0, 20], np.int32)
+    for causal in (False, True):
+        out = native.attention(q, k, v, offsets, offsets, causal)
+        assert np.isnan(out[7, 1]).all()
+        assert np.isfinite(out[:, 0]).all()
+    cache = native.make_kv_cache(1, 3, 2, 8, 16)
+    tables, row = np.arange(3, dtype=np.int32)[None], np.array([0, 1], np.int32)
+    native.cached_attention(
+        k, k, v, cache, 0, SequenceBatch(np.array([0, 20], np.int32), np.array([0], np.int32), tables)
+    )
+    batch = SequenceBatch(row, np.array([20], np.int32), tables)
+    out = native.cached_attention(q[7:8], k[7:8], v[7:8], cache, 0, batch)
+    assert np.isnan(out[0, 1]).all()
+    assert np.isfinite(out[0, 0]).all()
+
+
 @pytest.mark.parametrize("kv_format", TOLERANCES)
 def test_a_query_that_is_not_finite_stays_so(native: NativeOps, kv_format: KVFormat) -> None:
     ops = NativeOps(native.threads, native.isa, kv_format)

@@ -56,7 +56,7 @@ void attend_chunk(const QueryChunk& c, const RowSource& keys, const RowSource& v
   }
   for (int64_t row = 0; row < rows; ++row) {
     float* out = c.out + (c.first + row / c.group) * c.out_stride + row % c.group * c.head_dim;
-    const F8 inverse = splat(1.0f / s.totals[row]);
+    const F8 inverse = inverse_total(s.maxima[row], s.totals[row]);
     for (int64_t i = 0; i < c.head_dim; i += 8) {
       store_row(out, i, c.head_dim, load(s.out + row * s.padded + i) * inverse);
     }

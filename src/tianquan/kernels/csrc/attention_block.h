@@ -131,6 +131,12 @@ TIANQUAN_INLINE void update_softmax(float* scores, int64_t visible, float* maxim
   *maximum = next;
 }
 
+// What a row's sums are multiplied by at the end. No score above that of a hidden key: all were -infinity,
+// and the softmax has no value.
+TIANQUAN_INLINE F8 inverse_total(float maximum, float total) {
+  return splat(maximum > kHidden ? 1.0f / total : __builtin_nanf(""));
+}
+
 // One block of keys for rows [row, row + rows), rows <= kScoreRows<kKeys>. `visible(row)` is how many keys of
 // the block a row sees.
 template <int64_t kKeys, typename Visible>

@@ -119,7 +119,7 @@ void attend_one_token(const float* q, int64_t group, int64_t head_dim, int64_t n
     }
   }
   for (int64_t r = 0; r < group; ++r) {
-    const F8 inverse = splat(1.0f / totals[r]);
+    const F8 inverse = inverse_total(maxima[r], totals[r]);
     for (int64_t c = 0; c < head_dim; c += 8) {
       store_row(out + r * head_dim, c, head_dim, load(sums + r * padded + c) * inverse);
     }

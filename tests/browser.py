@@ -173,6 +173,7 @@ class Page:
         self.bodies: list[dict[str, Any]] = []  # of the page's JSON requests
         self._answers: dict[str, tuple[int, str] | None] = {}
         self._held: dict[str, list[dict[str, Any]]] = {}
+        self._caught: set[str] = set()
         for method, handler in (
             ("Runtime.exceptionThrown", self._on_exception),
             ("Log.entryAdded", self._on_log),
@@ -320,10 +321,13 @@ class Page:
         """Let every request reach the server again."""
         self._answers.clear()
         self._held.clear()
+        self._caught.clear()
         self.call("Fetch.disable")
 
     def _catch_requests(self) -> None:
-        self.call("Fetch.enable", patterns=[{"urlPattern": f"*{path}"} for path in self._answers])
+        if self._caught != set(self._answers):  # enabled again it would let go of a request that is on its way
+            self._caught = set(self._answers)
+            self.call("Fetch.enable", patterns=[{"urlPattern": f"*{path}"} for path in self._caught])
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))

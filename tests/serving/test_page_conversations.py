@@ -179,8 +179,9 @@ def test_tabs_without_locks_lose_no_answer(tabs):
     first.answer_requests(CHAT, stream("to the first"))
     second.wait("document.body.innerText.includes('to the first')")
     second.answer_requests(CHAT, stream("to the second"))
-    for tab in tabs:
-        tab.wait("document.body.innerText.includes('to the second')")
+    for tab in tabs:  # each shows its own answer when it has been drawn
+        for words in ("to the first", "to the second"):
+            tab.wait(f"document.body.innerText.includes('{words}')")
     everything = ["one", "fine", "two", "to the first", "three", "to the second"]
     assert [texts(tab) for tab in tabs] == [everything, everything]
     first.load()

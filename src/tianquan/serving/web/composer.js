@@ -33,7 +33,7 @@ export class Composer {
   #actions;
   #attachments = []; // of {node, ready: Promise<?Attachment>}
   #isBusy = false;
-  #sending = null; // {written: string, reading: Promise}, until the message is handed over
+  #sending = null; // {written: string, reading: Promise, isTaken: boolean}, until the message is handed over
 
   /**
    * @param {HTMLFormElement} form - from index.html.
@@ -221,13 +221,20 @@ export class Composer {
   /** Hand the message over; what the page does with it begins before anything in it is read. */
   async send() {
     if (this.#sending !== null || this.#isBusy || this.#isEmpty()) return;
-    const sending = { written: this.question.value, reading: this.#read() };
+    const sending = { written: this.question.value, reading: this.#read(), isTaken: false };
     this.#sending = sending;
+    this.#write(""); // now: later it would end what an input method has begun meanwhile
     try {
       await this.#actions.onSend((signal) => this.#take(sending, signal));
     } finally {
+      if (!sending.isTaken) this.#write(sending.written + this.question.value);
       this.#endSending(sending);
     }
+  }
+
+  #write(text) {
+    this.question.value = text;
+    this.#fit();
   }
 
   async #read() {
@@ -248,8 +255,7 @@ export class Composer {
     if (written.trim() === "" && attachments.length === 0) return null;
     items.forEach(({ node }) => node.remove());
     this.#attachments = this.#attachments.filter((item) => !items.includes(item));
-    if (this.question.value.startsWith(written)) this.question.value = this.question.value.slice(written.length);
-    this.#fit();
+    sending.isTaken = true;
     this.#endSending(sending);
     return { text: written.trim(), attachments };
   }

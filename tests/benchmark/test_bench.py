@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 
 from tianquan.benchmark import report as reports
+from tianquan.benchmark import run
 from tianquan.benchmark.measure import Plan
 from tianquan.benchmark.run import run_benchmark
 from tianquan.benchmark.synthetic import OFFICIAL_CONFIG
+from tianquan.cli.bench import bench
+from tianquan.errors import BackendError
 from tianquan.quantization.recipes import find_recipe
 
 PLAN = Plan(
@@ -81,3 +85,10 @@ def test_markdown_and_plot(result, tmp_path):
     assert "picture 512 (3 slices)" in markdown
     reports.plot(result, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plot_that_cannot_be_drawn_is_refused_before_measuring(monkeypatch, tmp_path):
+    monkeypatch.setattr(reports, "find_spec", lambda _: None)
+    monkeypatch.setattr(run, "run_benchmark", lambda *_: pytest.fail("measured"))
+    with pytest.raises(BackendError, match="a plot needs matplotlib"):
+        bench(SimpleNamespace(invoked_subcommand=None), plot=True, output=tmp_path / "b")

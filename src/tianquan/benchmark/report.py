@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,20 @@ def to_markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(report: dict[str, Any], path: Path) -> None:
-    """Write a picture (PNG) of the report.
+def require_matplotlib() -> None:
+    """Refuse before anything is measured what could not be drawn afterwards.
 
     Raises:
         BackendError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise BackendError("a plot needs matplotlib: pip install 'tianquan[bench]'") from error
+    if find_spec("matplotlib") is None:
+        raise BackendError("a plot needs matplotlib: pip install 'tianquan[bench]'")
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Write a picture (PNG) of the report; see `require_matplotlib`."""
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

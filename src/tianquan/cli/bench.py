@@ -46,6 +46,8 @@ def bench(
 
     if plot and output is None:
         raise ParameterError("a plot needs --output: where to write it")
+    if plot:
+        report.require_matplotlib()
     if baseline not in (None, "transformers"):
         raise ParameterError(f"unknown baseline {baseline!r}; expected transformers")
     chosen = find_recipe(recipe)

@@ -13,31 +13,9 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from browser import ANSWERED, CHAT, EXECUTABLE, LAST, Browser, stream
+from browser import ANSWERED, CHAT, LAST, stream
 from running_server import wait_until
 from tianquan.serving.page import FOLDER
-
-needs_browser = pytest.mark.skipif(EXECUTABLE is None, reason="no chromium here; on Debian: apt-get install chromium")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory, media_root):
-    microphone = f"--use-file-for-fake-audio-capture={media_root / 'speech_1s_16k.wav'}"
-    browser = Browser(tmp_path_factory.mktemp("browser"), microphone)
-    yield browser
-    browser.close()
-
-
-@pytest.fixture(scope="module")
-def tab(browser):
-    return browser.open()
-
-
-@pytest.fixture
-def page(tab, server):
-    tab.start(f"http://127.0.0.1:{server.port}/", {"tianquan.settings": '{"max_tokens": 6, "temperature": 0}'})
-    yield tab
-    assert tab.complaints == []
 
 
 def wav_seconds(part):
@@ -46,7 +24,6 @@ def wav_seconds(part):
         return file.getnframes() / 16000
 
 
-@needs_browser
 def test_text_picture_and_recording_are_answered_and_survive_a_reload(page, media_root):
     page.ask("hello")
     page.wait(ANSWERED)
@@ -84,7 +61,6 @@ def test_text_picture_and_recording_are_answered_and_survive_a_reload(page, medi
     assert "cached" in page.text(".message:last-child .counters summary")
 
 
-@needs_browser
 def test_sound_that_comes_before_the_bar_is_seen(page):
     num_peaks = page.evaluate(
         "import('/recording_bar.js').then(async ({ RecordingBar }) => {"
@@ -99,7 +75,6 @@ def test_sound_that_comes_before_the_bar_is_seen(page):
     page.browser.listen(0.1)  # errors, which the fixture looks for
 
 
-@needs_browser
 def test_transcript(page, media_root):
     page.choose_files("#files", media_root / "speech_1s_16k.wav")
     page.click("#composer .sound-foot .text-button")
@@ -120,7 +95,6 @@ def never_done(served_llm, monkeypatch):
     monkeypatch.setattr(served_llm, "checkpoint", replace(served_llm.checkpoint, stop_token_ids=frozenset()))
 
 
-@needs_browser
 def test_stop_ends_the_answer_in_the_server_too(page, server, never_done):
     page.evaluate("""localStorage.setItem("tianquan.settings", '{"max_tokens": 3000, "temperature": 1.5}')""")
     page.load()
@@ -138,7 +112,6 @@ def test_stop_ends_the_answer_in_the_server_too(page, server, never_done):
     wait_until(server.is_idle)
 
 
-@needs_browser
 def test_key_is_asked_for_until_it_is_right(browser, serve, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("the-right-key-of-this-server\n")
@@ -167,7 +140,6 @@ def test_key_is_asked_for_until_it_is_right(browser, serve, tmp_path):
         assert "The server needs a key." in page.text(".error")
 
 
-@needs_browser
 def test_a_key_that_comes_late_still_gives_the_list_of_models(browser, serve, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("the-right-key-of-this-server\n")
@@ -186,7 +158,6 @@ def test_a_key_that_comes_late_still_gives_the_list_of_models(browser, serve, tm
         page.wait("document.querySelectorAll('#model option').length === 1")
 
 
-@needs_browser
 def test_a_file_that_is_gone_is_said_in_words(page, media_root):
     """The browser reads a file when it is sent, which fails once it has been moved."""
     page.answer_requests(CHAT, stream("fine"))
@@ -222,7 +193,6 @@ HOSTILE = """<img src=x onerror="window.hit=1"><script>window.hit=1</script><svg
 """
 
 
-@needs_browser
 def test_hostile_text_stays_text(page):
     page.answer_requests(CHAT, stream(HOSTILE))
     page.drop_files(700, 300)  # a drop without files does nothing
@@ -262,7 +232,6 @@ x = "<b>"
 """
 
 
-@needs_browser
 def test_markdown(page):
     page.answer_requests(CHAT, stream(MARKDOWN))
     page.ask("show me")
@@ -291,7 +260,6 @@ def test_markdown(page):
     page.wait("document.querySelector('.copy-code.is-done')")
 
 
-@needs_browser
 def test_errors_are_said_in_words_and_can_be_tried_again(page):
     page.answer_requests(CHAT, json.dumps({"error": {"message": "the queue is full"}}), 429)
     page.ask("hello")
@@ -309,7 +277,6 @@ def test_errors_are_said_in_words_and_can_be_tried_again(page):
     page.complaints = [text for text in page.complaints if "429" not in text]
 
 
-@needs_browser
 def test_a_question_the_server_cannot_take_does_not_spoil_later_ones(page):
     page.answer_requests(CHAT, json.dumps({"error": {"message": "too large"}}), 413)
     page.ask("much too long")
@@ -323,7 +290,6 @@ def test_a_question_the_server_cannot_take_does_not_spoil_later_ones(page):
     page.complaints = [text for text in page.complaints if "413" not in text]
 
 
-@needs_browser
 def test_media_are_brought_into_the_form_the_model_takes(page, tmp_path):
     Image.new("RGB", (4000, 500), "navy").save(tmp_path / "wide.png")
     (tmp_path / "no.png").write_bytes(b"not a picture")
@@ -356,7 +322,6 @@ def test_media_are_brought_into_the_form_the_model_takes(page, tmp_path):
     assert sum(seconds) == pytest.approx(70, abs=0.01)
 
 
-@needs_browser
 def test_phone(page):
     page.answer_requests(
         CHAT, stream("| a | b |\n|-|-|\n| " + "wide" * 60 + " | x |\n\n```\n" + "long " * 60 + "\n```\n" + "w" * 200)
@@ -377,7 +342,6 @@ def test_phone(page):
     page.wait("getComputedStyle(document.querySelector('#sidebar')).visibility === 'hidden'")
 
 
-@needs_browser
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_counters_fit_on_a_phone_however_large(page, language):
     numbers = dict.fromkeys(("queue_ms", "vision_ms", "audio_ms", "prompt_ms", "predicted_per_second"), 987654.3)

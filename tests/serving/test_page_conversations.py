@@ -6,31 +6,11 @@ import json
 
 import pytest
 
-from browser import ANSWERED, CHAT, EXECUTABLE, LAST, Browser, stream
+from browser import ANSWERED, CHAT, LAST, stream
 
-pytestmark = pytest.mark.skipif(EXECUTABLE is None, reason="no chromium here; on Debian: apt-get install chromium")
 MESSAGES = "document.querySelectorAll('.message').length"
 ANSWER_ENDS = "document.querySelector('.go').ariaLabel === 'Send'"
 BUSY_ELSEWHERE = "!document.querySelector('#busy-elsewhere').hidden"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    browser = Browser(tmp_path_factory.mktemp("browser"))
-    yield browser
-    browser.close()
-
-
-@pytest.fixture(scope="module")
-def tab(browser):
-    return browser.open()
-
-
-@pytest.fixture
-def page(tab, server):
-    tab.start(f"http://127.0.0.1:{server.port}/", {"tianquan.settings": '{"max_tokens": 6, "temperature": 0}'})
-    yield tab
-    assert tab.complaints == []
 
 
 def test_two_tabs_lose_nothing_of_each_other(browser, server, media_root):

@@ -2,30 +2,7 @@
 
 from __future__ import annotations
 
-import pytest
-
-from browser import ANSWERED, CHAT, EXECUTABLE, Browser, stream
-
-pytestmark = pytest.mark.skipif(EXECUTABLE is None, reason="no chromium here; on Debian: apt-get install chromium")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    browser = Browser(tmp_path_factory.mktemp("browser"))
-    yield browser
-    browser.close()
-
-
-@pytest.fixture(scope="module")
-def tab(browser):
-    return browser.open()
-
-
-@pytest.fixture
-def page(tab, server):
-    tab.start(f"http://127.0.0.1:{server.port}/", {"tianquan.settings": '{"max_tokens": 6, "temperature": 0}'})
-    yield tab
-    assert tab.complaints == []
+from browser import ANSWERED, CHAT, stream
 
 
 def test_settings_reach_the_server(page):

@@ -1,6 +1,6 @@
 """Turn the last state of a stage into the checkpoint that is shipped, float16 in the official layout.
 
-python -m embedded_model.release FOLDER OUTPUT --stage fluent
+python -m embedded_model.release FOLDER OUTPUT --stage affirm
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from embedded_model.curriculum import STAGES
 from embedded_model.train import load_stage_weights, load_start
 from tianquan.checkpoint.dense_folder import save_dense
 from tianquan.errors import ParameterError
+from tianquan.quantization.recipes import find_recipe
+from tianquan.training.rounded_weights import settle_weights
 from tianquan.training.state import saved_states
 
 CARD = Path(__file__).parent / "card.md"
@@ -25,6 +27,9 @@ def release(folder: Path, stage: str, output: Path) -> int:
         raise ParameterError(f"{folder}: has no stage {stage}; train it first")
     checkpoint, _, tree = load_start(folder, stage, has_start=True)
     load_stage_weights(tree, folder / stage)
+    rounded = STAGES[stage].rounded
+    if rounded is not None:  # what the stage was trained to be right with
+        settle_weights(tree, find_recipe(rounded))
     made = output.with_name(f"{output.name}.new")
     if made.exists():
         shutil.rmtree(made)

@@ -14,7 +14,7 @@ from tianquan.quantization.format import INT4_G32, INT8_G64
 from tianquan.quantization.quantizers import quantize
 from tianquan.quantization.recipes import find_recipe
 from tianquan.training.module_tree import ModuleTree, count_parameters
-from tianquan.training.rounded_weights import RoundedLinear, Rounding, round_weights
+from tianquan.training.rounded_weights import RoundedLinear, Rounding, round_weights, settle_weights
 
 LIBRARY = KernelLibrary(threads=1)
 
@@ -90,3 +90,23 @@ def test_a_weight_that_is_not_finite_is_an_error():
         linear.weight[0, 0] = np.nan
     with pytest.raises(ValueError, match="not finite"):
         RoundedLinear(linear, Rounding(INT4_G32, LIBRARY))(torch.zeros(1, 64))
+
+
+def test_settled_weights_are_what_the_forward_pass_saw_and_what_quantize_finds_again(checkpoint_folder):
+    recipe = find_recipe("int4")
+    tree, _ = load_tree(checkpoint_folder, "int4")
+    vectors = {name: tree.vector(name).copy() for name in ("vision.position_embedding", "resampler.query")}
+    name, path = next((n, p) for n, p in tree.module_paths() if recipe.format_of(n) == INT4_G32 and "embedding" not in n)
+    module = tree.get_submodule(path)
+    x = torch.randn(3, module.in_features)
+    seen, before = module(x).detach(), module.weight.detach().clone()
+    settle_weights(tree, recipe, LIBRARY)
+    assert not torch.equal(module.weight, before)
+    torch.testing.assert_close(torch.nn.functional.linear(x, module.weight, module.bias), seen)
+    for name, path in tree.module_paths():
+        settled = tree.get_submodule(path).weight.detach().numpy()
+        stored = settled.astype(np.float16).astype(np.float32)  # as a checkpoint in 16 bits has it
+        again = quantize(stored, recipe.format_of(name), library=LIBRARY).dequantize()
+        assert np.abs(again - settled).max() <= 2e-3 * np.abs(settled).max(), name
+    for name, vector in vectors.items():
+        np.testing.assert_array_equal(tree.vector(name), vector)

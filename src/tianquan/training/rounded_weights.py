@@ -8,6 +8,7 @@ Source: Bengio et al. 2013 (straight-through estimator).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -93,15 +94,33 @@ def round_weights(tree: ModuleTree, recipe: Recipe, library: KernelLibrary | Non
     Returns:
         The number of matrices that are rounded.
     """
-    library = KernelLibrary() if library is None else library
     modules: dict[str, nn.Module] = {}
-    for name, path in tree.module_paths():
-        format, module = recipe.format_of(name), tree.get_submodule(path)
-        if not isinstance(format, QuantFormat):
-            continue
+    for path, module, rounding in _roundings(tree, recipe, library):
         if isinstance(module, nn.Embedding):
-            modules[path] = RoundedEmbedding(module, Rounding(format, library))
-        elif isinstance(module, nn.Linear):
-            modules[path] = RoundedLinear(module, Rounding(format, library))
+            modules[path] = RoundedEmbedding(module, rounding)
+        else:
+            modules[path] = RoundedLinear(module, rounding)
     tree.replace_modules(modules)
     return len(modules)
+
+
+def settle_weights(tree: ModuleTree, recipe: Recipe, library: KernelLibrary | None = None) -> None:
+    """Let every matrix that the recipe stores in a low-bit format hold its rounded values from now on.
+
+    After training that saw these values the others behind them have done their work: the model was taught to be right
+    with the rounded ones, which `quantize` finds again in what is saved.
+    """
+    with torch.no_grad():
+        for _, module, rounding in _roundings(tree, recipe, library):
+            module.weight.copy_(rounding.values(module.weight))
+
+
+def _roundings(
+    tree: ModuleTree, recipe: Recipe, library: KernelLibrary | None
+) -> Iterator[tuple[str, nn.Linear | nn.Embedding, Rounding]]:
+    """Yield the path, the module and the rounding of each matrix that the recipe stores in a low-bit format."""
+    library = KernelLibrary() if library is None else library
+    for name, path in tree.module_paths():
+        format, module = recipe.format_of(name), tree.get_submodule(path)
+        if isinstance(format, QuantFormat) and isinstance(module, nn.Linear | nn.Embedding):
+            yield path, module, Rounding(format, library)

@@ -96,7 +96,9 @@ def test_settled_weights_are_what_the_forward_pass_saw_and_what_quantize_finds_a
     recipe = find_recipe("int4")
     tree, _ = load_tree(checkpoint_folder, "int4")
     vectors = {name: tree.vector(name).copy() for name in ("vision.position_embedding", "resampler.query")}
-    name, path = next((n, p) for n, p in tree.module_paths() if recipe.format_of(n) == INT4_G32 and "embedding" not in n)
+    name, path = next(
+        (n, p) for n, p in tree.module_paths() if recipe.format_of(n) == INT4_G32 and "embedding" not in n
+    )
     module = tree.get_submodule(path)
     x = torch.randn(3, module.in_features)
     seen, before = module(x).detach(), module.weight.detach().clone()

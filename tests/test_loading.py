@@ -17,6 +17,7 @@ from tianquan.checkpoint.tensor_list import needed_weights
 from tianquan.engine.interface import EngineOptions
 from tianquan.engine.memory import _WORKING_BYTES
 from tianquan.errors import CheckpointError, ParameterError
+from tianquan.quantization.adapted import AdaptedTensor
 from tianquan.request import SamplingParams
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
@@ -104,13 +105,17 @@ def test_what_an_adapter_leaves_alone_is_held_once(family):
     base, words, eyes = (llm.model for llm in (family, family.adapted["words"], family.adapted["eyes"]))
 
     def arrays(linear):
-        return [id(weight) for weight in linear.weights]
+        return [id(weight.base if isinstance(weight, AdaptedTensor) else weight) for weight in linear.weights]
+
+    def adapted(linear):
+        return [isinstance(weight, AdaptedTensor) for weight in linear.weights]
 
     layers = [model.language_model._layers[0] for model in (base, words, eyes)]
     queries = [arrays(layer.query_key_value) for layer in layers]
-    assert queries[0][1:] == queries[1][1:] == queries[2][1:]  # keys and values
-    assert queries[0] == queries[2] != queries[1]
-    assert arrays(layers[0].down) == arrays(layers[2].down) != arrays(layers[1].down)
+    assert queries[0] == queries[1] == queries[2]
+    assert arrays(layers[0].down) == arrays(layers[2].down) == arrays(layers[1].down)
+    assert [adapted(layer.query_key_value) for layer in layers] == [[False] * 3, [True, False, False], [False] * 3]
+    assert [adapted(layer.down) for layer in layers] == [[False], [True], [False]]
     assert arrays(base.language_model._embedding) == arrays(words.language_model._embedding)
     (vision, resampler), (own_vision, _), (_, own_resampler) = (m.load_vision() for m in (base, words, eyes))
     shared, own = vision._layers[0]._query_key_value, own_vision._layers[0]._query_key_value
@@ -123,7 +128,8 @@ def test_memory_is_shared_out_and_checked(checkpoint_folder, adapters):
     recipe = checkpoint.recipe("float32")
     needed = needed_weights(checkpoint.config)
     weights = sum(weight.nbytes(recipe) for weight in needed)
-    own = sum(weight.nbytes(recipe) for weight in needed for names in ADAPTED.values() if weight.name in names)
+    shapes = [weight.shape for weight in needed for names in ADAPTED.values() if weight.name in names]
+    own = sum(4 * 2 * (in_features + 2 * out_features) for out_features, in_features in shapes)  # of rank 2
     cache, kv = 3 * 2**20, 6 * 2**20
     least = weights + own + cache + _WORKING_BYTES
 
@@ -148,10 +154,17 @@ def test_what_cannot_be_loaded(checkpoint_folder, adapters, tmp_path):
         tianquan.load(checkpoint_folder, adapter=adapters["words"], adapters=adapters)
     with pytest.raises(CheckpointError):
         tianquan.load(checkpoint_folder, adapters={"none": tmp_path})
+
+
+def test_adapters_of_a_low_bit_folder(checkpoint_folder, adapters, tmp_path):
     low = tmp_path / "low"
     tianquan.load(checkpoint_folder).save_low_bit(low)
-    with pytest.raises(CheckpointError, match="merge"):
-        tianquan.load(low, adapters=adapters)
+    message = [{"role": "user", "content": "hello there"}]
+    answers = [
+        {name: one.chat(message, sampling=GREEDY).token_ids for name, one in llm.adapted.items()}
+        for llm in (tianquan.load(folder, adapters=adapters) for folder in (low, checkpoint_folder))
+    ]
+    assert answers[0] == answers[1]
 
 
 def test_one_engine_that_breaks_leaves_the_others(family, monkeypatch):

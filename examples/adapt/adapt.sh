@@ -19,10 +19,10 @@ command -v tianquan > /dev/null && "$python" -c "import torch, accelerate, peft"
 tianquan data check "$folder/train.jsonl" --model embedded
 [ -d "$folder/run/adapter" ] || tianquan finetune embedded --data "$folder/train.jsonl" --evaluation-data "$folder/held_out.jsonl" \
     --output "$folder/run" --epochs 10 --batch-size 16 --learning-rate 1e-3
+tianquan evaluate embedded --adapter "$folder/run/adapter" --data "$folder/held_out.jsonl" \
+    --precision float32 --precision int8 --precision int4 --markdown "$folder/run/precisions.md"
+# One folder without an adapter, in four bits that are rounded for the new records: to nearest they can lose what was learned.
 [ -d "$folder/model" ] || tianquan merge embedded "$folder/run/adapter" "$folder/model"
-tianquan evaluate "$folder/model" --data "$folder/held_out.jsonl" --precision float32 --precision int8 --precision int4 \
-    --markdown "$folder/run/precisions.md"
-# Four bits, rounded for the new records: to nearest they can lose what was learned.
 [ -d "$folder/int4" ] || tianquan quantize "$folder/model" "$folder/int4" --calibrate "$folder/train.jsonl"
 tianquan evaluate "$folder/int4" --data "$folder/held_out.jsonl" --markdown "$folder/run/int4.md"
 tianquan chat "$folder/int4" --image "$folder/held_out/0000.png" "$question"

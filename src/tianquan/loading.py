@@ -1,9 +1,9 @@
-"""From a folder or a hub id to a model that answers: precision, backend, memory, and adapters merged or beside it."""
+"""From a folder or a hub id to a model that answers: precision, backend, memory, and adapters."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -60,15 +60,15 @@ def load(
         max_memory: bytes that weights, keys and values, features and work may take together; decides how much of
             the past is kept where `engine` does not.
         kv_format: what the native backend keeps keys and values in; the recipe's by default.
-        adapter: folder of a LoRA adapter in peft's format, added to the weights as they are read.
+        adapter: folder of a LoRA adapter in peft's format, kept beside the weights as it was trained.
         adapters: by name, folders of adapters to load beside the model: `llm.adapted[name]` is the model with one.
-            Each takes the memory of the matrices that it changes.
+            Each takes the memory of its factors, and has an engine of its own.
 
     Raises:
         CheckpointError, ParameterError, BackendError: nothing is loaded then.
     """
     if adapter is not None and adapters:
-        raise ParameterError("adapter is added to the model, adapters are loaded beside it; give one of the two")
+        raise ParameterError("adapter is of the model itself, adapters are of others beside it; give one of the two")
     checkpoint = open_checkpoint(find_folder(model, revision))
     recipe = checkpoint.recipe(precision)
     if kv_format is not None and (backend != "native" or kv_format not in get_args(KVFormat)):
@@ -76,32 +76,29 @@ def load(
             f"kv_format {kv_format!r} on backend {backend!r}: expected one of {', '.join(get_args(KVFormat))}, "
             "on the native backend"
         )
-    merged = None if adapter is None else Adapter.open(Path(adapter), checkpoint.config)
+    its_own = None if adapter is None else Adapter.open(Path(adapter), checkpoint.config)
     opened = {name: Adapter.open(Path(folder), checkpoint.config) for name, folder in (adapters or {}).items()}
     _require_native(backend, max_memory)
-    engine = _within(max_memory, engine or EngineOptions(), checkpoint, recipe, list(opened.values()))
+    adapter_bytes = sum(one.nbytes for one in (its_own, *opened.values()) if one is not None)
+    engine = _within(max_memory, engine or EngineOptions(), checkpoint, recipe, adapter_bytes, 1 + len(opened))
     ops = make_ops(backend, device, threads, kv_format or recipe.kv_format)
     _warn_of_storage_formats(recipe)
-    weights = checkpoint.weights(recipe, ops, on_progress, merged)
+    weights = checkpoint.weights(recipe, ops, on_progress)
     if not opened:
-        return LLM(checkpoint, OmniModel(checkpoint.config, weights, ops), recipe, engine)
+        adapted = weights if its_own is None else AdaptedWeights(weights, its_own, ops)
+        return LLM(checkpoint, OmniModel(checkpoint.config, adapted, ops), recipe, engine)
     shared, thread = SharedWeights(weights, ops), StepThread()
     llm = LLM(checkpoint, OmniModel(checkpoint.config, shared, ops), recipe, engine, thread)
     for name, one in opened.items():
-        own = AdaptedWeights(shared, checkpoint.weights(recipe, ops, None, one), one, ops)
+        own = AdaptedWeights(shared, one, ops)
         llm.adapted[name] = LLM(checkpoint, OmniModel(checkpoint.config, own, ops), recipe, engine, thread)
         logger.info(
             "adapter %s: %.1f MiB of weights of its own, and up to %.0f MiB of keys and values",
             name,
-            _own_bytes(one, checkpoint, recipe) / _MIB,
+            one.nbytes / _MIB,
             llm.adapted[name].statistics().kv_cache_bytes / _MIB,
         )
     return llm
-
-
-def _own_bytes(adapter: Adapter, checkpoint: Checkpoint, recipe: Recipe) -> int:
-    """Return the bytes of the matrices that an adapter changes."""
-    return sum(weight.nbytes(recipe) for weight in needed_weights(checkpoint.config) if weight.name in adapter.factors)
 
 
 def _require_native(backend: Backend, max_memory: int | None) -> None:
@@ -114,14 +111,13 @@ def _within(
     options: EngineOptions,
     checkpoint: Checkpoint,
     recipe: Recipe,
-    adapters: Sequence[Adapter],
+    adapter_bytes: int,
+    num_engines: int,
 ) -> EngineOptions:
     """Return the options of each engine, that keep to a bound on the whole memory; every engine has an equal share."""
-    num_engines = 1 + len(adapters)
     kv_bytes = options.kv_cache_bytes
     if max_memory is not None:
-        weight_bytes = sum(weight.nbytes(recipe) for weight in needed_weights(checkpoint.config))
-        weight_bytes += sum(_own_bytes(adapter, checkpoint, recipe) for adapter in adapters)
+        weight_bytes = adapter_bytes + sum(weight.nbytes(recipe) for weight in needed_weights(checkpoint.config))
         rest = kv_bytes_within(max_memory, weight_bytes, options.encoder_cache_bytes)
         if kv_bytes is None:
             kv_bytes = min(rest, num_engines * DEFAULT_KV_BYTES)

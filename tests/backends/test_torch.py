@@ -12,7 +12,10 @@ import tianquan
 from tianquan.backends.reference import ReferenceOps
 from tianquan.errors import BackendError
 from tianquan.llm import GREEDY
+from tianquan.quantization.adapted import AdaptedTensor
+from tianquan.quantization.dense import DenseTensor
 from tianquan.quantization.format import FORMATS
+from tianquan.quantization.quantizers import quantize
 from tolerances import CONFORMANCE, relative_rmse
 
 torch = pytest.importorskip("torch")
@@ -48,6 +51,18 @@ def test_low_bit_weights_expand_to_their_definition(ops, format, shape):
     weight = np.random.default_rng(0).normal(0, 1, shape).astype(np.float32)
     stored = ReferenceOps().quantize(weight, format)
     np.testing.assert_array_equal(ops.make_linear(stored, None).module.dequantize().numpy(), stored.dequantize())
+
+
+@pytest.mark.parametrize("format", [None, FORMATS["int4-g32"]])
+def test_an_adapter_beside_a_matrix(ops, format):
+    rng = np.random.default_rng(0)
+    values, down, up, x = (rng.normal(size=shape).astype(np.float32) for shape in ((20, 64), (3, 64), (20, 3), (5, 64)))
+    base = DenseTensor(values, "float32") if format is None else quantize(values, format)
+    weight = AdaptedTensor(base, down, up)
+    reference = ReferenceOps()
+    expected = reference.linear(x, reference.make_linear(weight, None), "gelu")
+    found = ops.linear(torch.from_numpy(x), ops.make_linear(weight, None), "gelu")
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_gradients_reach_the_input_through_low_bit_weights(ops):

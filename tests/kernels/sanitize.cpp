@@ -60,7 +60,7 @@ struct Weight {
       : bytes(byte_count(c, out, in)),
         scales(scale_count(c, out, in)),
         zero_points(c.symmetric ? 0 : scales.size) {
-    matrix = {c.format, c.group_size, out, in, bytes.data, nullptr, nullptr, nullptr};
+    matrix = {c.format, c.group_size, out, in, bytes.data, nullptr, nullptr, nullptr, nullptr, nullptr, 0};
     if (is_dense(c.format)) {  // small positive numbers in each format: no NaN bit patterns
       const uint16_t half = c.format == Format::kFloat16 ? 0x2E00 : 0x3DC0;
       for (int64_t i = 0; i < out * in; ++i) {
@@ -105,7 +105,12 @@ void run_products(Runtime& runtime, const Kernels& kernels) {
       weight.matrix.bias = bias.data;
       for (int64_t rows : rows_list) {
         const Floats x(rows * in), residual(rows * out), first(rows * out), second(rows * out);
-        const Matrix matrices[2] = {weight.matrix, weight.matrix};
+        const int64_t rank = 5;
+        const Floats down(rank * in), up(ceil_div(out, kPanel) * rank * kPanel);
+        Matrix matrices[2] = {weight.matrix, weight.matrix};
+        matrices[1].down = down.data;
+        matrices[1].up = up.data;
+        matrices[1].rank = rank;
         const Output outputs[2] = {{first.data, out, residual.data, out, Activation::kGelu, 0},
                                    {second.data, out, nullptr, 0, Activation::kGeluTanh, 0}};
         kernels.matmul(runtime, matrices, outputs, 2, x.data, in, rows);

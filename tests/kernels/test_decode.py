@@ -11,6 +11,7 @@ from kernels.kernel_tolerances import FLOAT32, relative_error
 from tianquan.backends.kv_cache import KVCache, SequenceBatch
 from tianquan.backends.native import NativeOps
 from tianquan.backends.ops import DecoderLayer, DecoderShape, Weight
+from tianquan.quantization.adapted import AdaptedTensor
 from tianquan.quantization.dense import DENSE_FORMATS, DenseTensor
 from tianquan.quantization.format import FORMATS
 from tianquan.quantization.quantizers import quantize
@@ -62,10 +63,18 @@ def step_by_step(
     return ops.linear(ops.rms_norm(hidden, norm, SHAPE.rms_norm_eps), head)
 
 
+@pytest.mark.parametrize("rank", [0, 6])
 @pytest.mark.parametrize("name", [*FORMATS, *DENSE_FORMATS])
-def test_fused_decode_is_the_operations_one_by_one(native: NativeOps, name: str) -> None:
+def test_fused_decode_is_the_operations_one_by_one(native: NativeOps, name: str, rank: int) -> None:
+    factors = np.random.default_rng(2)
+
     def make(values: np.ndarray) -> Weight:
-        return quantize(values, FORMATS[name]) if name in FORMATS else DenseTensor(values, "float32").cast(name)
+        weight = quantize(values, FORMATS[name]) if name in FORMATS else DenseTensor(values, "float32").cast(name)
+        if rank == 0:
+            return weight
+        out, in_ = values.shape
+        down, up = (factors.standard_normal(shape, dtype=np.float32) / 10 for shape in ((rank, in_), (out, rank)))
+        return AdaptedTensor(weight, down, up)
 
     layers, norm, head = random_decoder(native, make)
     decoder = native.make_fused_decoder(layers, norm, head, SHAPE)

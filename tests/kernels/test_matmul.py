@@ -7,7 +7,8 @@ import pytest
 
 from kernels.kernel_tolerances import FLOAT32, INT8_ACTIVATIONS, relative_error, unaligned
 from tianquan.backends.native import NativeOps
-from tianquan.backends.reference import ReferenceOps
+from tianquan.backends.reference import ReferenceOps, gelu
+from tianquan.quantization.adapted import AdaptedTensor
 from tianquan.quantization.dense import DENSE_FORMATS, DenseTensor
 from tianquan.quantization.format import FORMATS, QuantizedTensor
 from tianquan.quantization.quantizers import quantize
@@ -132,6 +133,54 @@ def test_conv1d(native: NativeOps, reference: ReferenceOps, frames: int, stride:
     offsets = np.array([0, len(x) // 3, len(x)] if len(x) > 2 else [0, len(x)], np.int32)
     got = native.conv1d(x, native.make_linear(weight, None), 3, stride, "gelu", offsets)
     expected = reference.conv1d(x, reference.make_linear(weight, None), 3, stride, "gelu", offsets)
+    assert relative_error(got, expected) < FLOAT32
+
+
+def adapted(name: str, out: int, in_: int, rank: int) -> AdaptedTensor:
+    down, up = normal(rank, rank, in_) / np.float32(in_**0.5), normal(out, out, rank)
+    return AdaptedTensor(make_weight(name, out, in_), down, up)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("rank", [1, 8, 13])
+def test_an_adapter_beside_a_matrix(native: NativeOps, reference: ReferenceOps, name: str, rank: int) -> None:
+    """The matrix gives what it gives alone, and the factors are exact whatever it is stored in."""
+    for out, in_ in SHAPES:
+        weight = adapted(name, out, in_, rank)
+        bias = DenseTensor(normal(1, out), "float32")
+        alone, beside = native.make_linear(weight.base, bias), native.make_linear(weight, bias)
+        for rows in (*range(1, 7), 13, 40):
+            x, residual = normal(rows, rows, in_), normal(rows + 100, rows, out)
+            added = (x @ weight.down.T) @ weight.up.T
+            got = native.linear(unaligned(x), beside, residual=residual)
+            assert relative_error(got, native.linear(x, alone, residual=residual) + added) < FLOAT32, (out, in_, rows)
+            got = native.linear(x, beside, "gelu", residual)
+            assert relative_error(got, gelu(native.linear(x, alone) + added) + residual) < FLOAT32, (out, in_, rows)
+
+
+def test_adapters_in_a_group(native: NativeOps, reference: ReferenceOps) -> None:
+    weights = [adapted("int4-g32", 24, 72, 3), make_weight("int8-g64", 20, 72), adapted("float16", 7, 72, 11)]
+    group = native.make_linear_group(weights, [None] * 3)
+    for rows in (1, 13, 200):
+        x = normal(rows, rows, 72)
+        for got, weight in zip(native.linear_group(x, group), weights, strict=True):
+            assert np.array_equal(got, native.linear(x, native.make_linear(weight, None)))
+
+
+def test_an_adapted_row_is_the_same_alone_and_in_a_batch(native: NativeOps) -> None:
+    linear = native.make_linear(adapted("int4-g32", 72, 160, 13), None)
+    x = normal(3, 211, 160)
+    batch = native.linear(x, linear)
+    for row in (0, 1, 100, 210):
+        assert np.array_equal(native.linear(x[row : row + 1], linear)[0], batch[row])
+    assert np.array_equal(native.linear(x[:7], linear), batch[:7])
+
+
+def test_an_adapted_convolution(native: NativeOps, reference: ReferenceOps) -> None:
+    x, weight = normal(1, 11, 24), adapted("float32", 25, 72, 5)
+    offsets = np.array([0, 3, 11], np.int32)
+    got = native.conv1d(x, native.make_linear(weight, None), 3, 2, "gelu", offsets)
+    expected = reference.conv1d(x, reference.make_linear(weight, None), 3, 2, "gelu", offsets)
     assert relative_error(got, expected) < FLOAT32
 
 

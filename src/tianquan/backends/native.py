@@ -21,13 +21,14 @@ import numpy.typing as npt
 
 from tianquan.backends.argument_checks import check, check_heads, check_offsets, check_parameter
 from tianquan.backends.kv_cache import KVCache, SequenceBatch
-from tianquan.backends.ops import Activation, DecoderLayer, DecoderShape, Offsets, Weight
+from tianquan.backends.ops import Activation, DecoderLayer, DecoderShape, Offsets, StoredWeight, Weight
 from tianquan.errors import BackendError
 from tianquan.kernels import structs
 from tianquan.kernels.library import Isa, KernelLibrary, row_stride
 from tianquan.kernels.structs import FORMAT_CODES, pointer
+from tianquan.quantization.adapted import AdaptedTensor
 from tianquan.quantization.dense import DenseTensor
-from tianquan.quantization.format import QuantFormat, QuantizedTensor
+from tianquan.quantization.format import PANEL, QuantFormat, QuantizedTensor
 from tianquan.quantization.quantizers import quantize
 
 Float32 = npt.NDArray[np.float32]
@@ -98,6 +99,11 @@ def _inverse_frequencies(head_dim: int, theta: float) -> Float32:
 
 def _describe(weight: Weight, bias: DenseTensor | None) -> tuple[structs.Matrix, tuple[Any, ...]]:
     """Return the struct of a weight and the arrays it points into."""
+    if isinstance(weight, AdaptedTensor):
+        matrix, owners = _describe(weight.base, bias)
+        down, up = np.ascontiguousarray(weight.down, np.float32), _in_panels(weight.up)
+        matrix.down, matrix.up, matrix.rank = pointer(down), pointer(up), weight.rank
+        return matrix, (*owners, down, up)
     bias_values = None if bias is None else np.ascontiguousarray(bias.to_float32())
     num_out, num_in = weight.shape
     check(bias_values is None or bias_values.shape == (num_out,), f"a bias does not have the {num_out} outputs")
@@ -113,6 +119,14 @@ def _describe(weight: Weight, bias: DenseTensor | None) -> tuple[structs.Matrix,
     addresses = [pointer(array) for array in arrays] + [None, None]
     matrix = structs.Matrix(FORMAT_CODES[name], group_size, num_out, num_in, *addresses[:3], bias=pointer(bias_values))
     return matrix, (*arrays, bias_values)
+
+
+def _in_panels(up: Float32) -> Float32:
+    """Return a matrix (out, rank) as the kernels read it: panels of out channels (P, rank, 8), the last one padded."""
+    num_out, rank = up.shape
+    padded = np.zeros((-(-num_out // PANEL), PANEL, rank), np.float32)
+    padded.reshape(-1, rank)[:num_out] = up
+    return np.ascontiguousarray(padded.transpose(0, 2, 1))
 
 
 def _batch_struct(batch: SequenceBatch, num_blocks: int, block_size: int) -> tuple[structs.Batch, tuple[Any, ...]]:
@@ -244,7 +258,7 @@ class NativeOps:
             owners.extend(arrays)
         return NativeLinear(matrices, tuple(weights), tuple(owners))
 
-    def make_embedding(self, weight: Weight) -> NativeLinear:
+    def make_embedding(self, weight: StoredWeight) -> NativeLinear:
         """See `Ops.make_embedding`."""
         return self.make_linear(weight, None)
 

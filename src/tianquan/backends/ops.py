@@ -19,10 +19,12 @@ import numpy.typing as npt
 
 from tianquan.backends.kv_cache import Array as Array
 from tianquan.backends.kv_cache import KVCache, SequenceBatch
+from tianquan.quantization.adapted import AdaptedTensor
 from tianquan.quantization.dense import DenseTensor
 from tianquan.quantization.format import QuantFormat, QuantizedTensor
 
-Weight = DenseTensor | QuantizedTensor
+StoredWeight = DenseTensor | QuantizedTensor
+Weight = StoredWeight | AdaptedTensor
 Activation = Literal["gelu", "gelu_tanh"]  # exact (erf) and the tanh approximation
 Offsets = npt.NDArray[np.int32]
 
@@ -92,8 +94,8 @@ class Ops(Protocol):
         """Return one handle of several linears with the same input, which a backend may merge."""
         ...
 
-    def make_embedding(self, weight: Weight) -> Embedding:
-        """Return a handle of a table (rows, C)."""
+    def make_embedding(self, weight: StoredWeight) -> Embedding:
+        """Return a handle of a table (rows, C). Adapters change products, and a row of a table is none."""
         ...
 
     def make_kv_cache(

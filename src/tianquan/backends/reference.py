@@ -22,8 +22,10 @@ from tianquan.backends.ops import (
     DecoderShape,
     FusedDecoder,
     Offsets,
+    StoredWeight,
     Weight,
 )
+from tianquan.quantization.adapted import AdaptedTensor, to_float32
 from tianquan.quantization.dense import DenseTensor
 from tianquan.quantization.format import QuantFormat, QuantizedTensor
 from tianquan.quantization.quantizers import quantize
@@ -39,11 +41,6 @@ class ReferenceLinear:
 
     weight: Weight  # (out, in)
     bias: Float32 | None  # (out,)
-
-
-def to_float32(weight: Weight) -> Float32:
-    """Return the float32 values of a dense or low-bit weight."""
-    return weight.to_float32() if isinstance(weight, DenseTensor) else weight.dequantize()
 
 
 def _erf(x: Float32) -> Float32:
@@ -107,7 +104,7 @@ class ReferenceOps:
         """See `Ops.make_linear_group`."""
         return tuple(self.make_linear(w, b) for w, b in zip(weights, biases, strict=True))
 
-    def make_embedding(self, weight: Weight) -> Weight:
+    def make_embedding(self, weight: StoredWeight) -> StoredWeight:
         """See `Ops.make_embedding`."""
         return weight
 
@@ -154,7 +151,11 @@ class ReferenceOps:
         residual: Float32 | None = None,
     ) -> Float32:
         """See `Ops.linear`."""
-        y = x @ to_float32(linear.weight).T
+        weight = linear.weight
+        if isinstance(weight, AdaptedTensor):
+            y = x @ to_float32(weight.base).T + (x @ weight.down.T) @ weight.up.T
+        else:
+            y = x @ to_float32(weight).T
         if linear.bias is not None:
             y = y + linear.bias
         if activation is not None:
@@ -165,7 +166,7 @@ class ReferenceOps:
         """See `Ops.linear_group`."""
         return tuple(self.linear(x, linear) for linear in group)
 
-    def embedding(self, token_ids: npt.NDArray[np.integer[Any]], table: Weight) -> Float32:
+    def embedding(self, token_ids: npt.NDArray[np.integer[Any]], table: StoredWeight) -> Float32:
         """See `Ops.embedding`."""
         if isinstance(table, DenseTensor):
             return DenseTensor(table.data[token_ids], table.format).to_float32()

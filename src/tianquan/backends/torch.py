@@ -22,8 +22,17 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from tianquan.backends.kv_cache import KVCache, SequenceBatch
-from tianquan.backends.ops import Activation, DecoderLayer, DecoderShape, FusedDecoder, Offsets, Weight
+from tianquan.backends.ops import (
+    Activation,
+    DecoderLayer,
+    DecoderShape,
+    FusedDecoder,
+    Offsets,
+    StoredWeight,
+    Weight,
+)
 from tianquan.errors import BackendError
+from tianquan.quantization.adapted import AdaptedTensor
 from tianquan.quantization.dense import DenseTensor
 from tianquan.quantization.format import INT4_BIAS, PANEL, QuantFormat, QuantizedTensor
 from tianquan.quantization.quantizers import quantize
@@ -91,6 +100,21 @@ class LowBitWeight(nn.Module):
         return functional.linear(x, self.dequantize().to(x.dtype), self.bias)
 
 
+class AdaptedLinear(nn.Module):
+    """A linear with the frozen factors of an adapter beside it; see `quantization/adapted.py`."""
+
+    def __init__(self, base: nn.Module, down: Tensor, up: Tensor) -> None:
+        super().__init__()
+        self.base = base
+        self.register_buffer("down", down)  # (rank, in)
+        self.register_buffer("up", up)  # (out, rank)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return base(x) + (x @ down.T) @ up.T."""
+        low = functional.linear(x, self.down.to(x.dtype))
+        return self.base(x) + functional.linear(low, self.up.to(x.dtype))
+
+
 class TorchOps:
     """The operations of `ops.Ops` in PyTorch.
 
@@ -130,6 +154,9 @@ class TorchOps:
 
     def make_linear(self, weight: Weight, bias: DenseTensor | None) -> ModuleHandle:
         """See `Ops.make_linear`."""
+        if isinstance(weight, AdaptedTensor):
+            base = self.make_linear(weight.base, bias).module
+            return ModuleHandle(AdaptedLinear(base, self.array(weight.down), self.array(weight.up)))
         bias_values = None if bias is None else self.array(bias.to_float32())
         if isinstance(weight, QuantizedTensor):
             return ModuleHandle(LowBitWeight(weight, bias_values).to(self.device))
@@ -146,7 +173,7 @@ class TorchOps:
         """See `Ops.make_linear_group`. The members stay apart, so that each can have an adapter."""
         return tuple(self.make_linear(w, b) for w, b in zip(weights, biases, strict=True))
 
-    def make_embedding(self, weight: Weight) -> ModuleHandle:
+    def make_embedding(self, weight: StoredWeight) -> ModuleHandle:
         """See `Ops.make_embedding`."""
         if isinstance(weight, QuantizedTensor):
             return ModuleHandle(LowBitWeight(weight, None).to(self.device))

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tianquan.backends.ops import Weight
+from tianquan.backends.ops import StoredWeight
 from tianquan.backends.reference import ReferenceOps
 from tianquan.checkpoint.config_files import JsonFile, parse_config
 from tianquan.checkpoint.layout_files import SPECIAL_TOKENS, preprocessor_config, tokenizer_config
 from tianquan.checkpoint.low_bit import save_low_bit
 from tianquan.checkpoint.tensor_list import needed_weights
-from tianquan.checkpoint.weight_reader import WeightReader
+from tianquan.checkpoint.weight_reader import StoredWeights
 from tianquan.config import ModelConfig
 from tianquan.quantization.dense import DenseTensor
 from tianquan.quantization.format import INT8_MAX, QuantFormat, QuantizedTensor
@@ -135,7 +135,7 @@ def _tokenizer() -> dict[str, Any]:
     }
 
 
-class SyntheticWeights(WeightReader):
+class SyntheticWeights(StoredWeights):
     """Weights made on the spot, in the format the recipe asks for."""
 
     def __init__(self, config: ModelConfig, recipe: Recipe) -> None:
@@ -144,7 +144,7 @@ class SyntheticWeights(WeightReader):
         self._recipe = recipe
         self._pattern = np.random.default_rng(0).integers(0, 256, _PATTERN_BYTES, np.uint8)
 
-    def weight(self, name: str, in_features: int, out_features: int) -> Weight:
+    def weight(self, name: str, in_features: int, out_features: int) -> StoredWeight:
         """See `WeightReader.weight`."""
         format = self._recipe.format_of(name)
         spread = 1.0 / np.sqrt(in_features)  # keeps activations of the size a trained model has

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tianquan.backends.native import NativeOps
-from tianquan.backends.ops import Weight
+from tianquan.backends.ops import StoredWeight
 from tianquan.calibration.observation import ProductGroup, SecondMoments, WatchedWeights, product_groups, watching
 from tianquan.checkpoint.loader import Checkpoint
-from tianquan.checkpoint.weight_reader import WeightReader
+from tianquan.checkpoint.weight_reader import StoredWeights
 from tianquan.errors import CheckpointError, ParameterError
 from tianquan.models.omni_model import OmniModel
 from tianquan.quantization.compensation import error_updates, quantize_compensated
@@ -70,7 +70,7 @@ class _Pass:
         return sum(len(group.names) for group in self.groups)
 
 
-class CalibratedWeights(WeightReader):
+class CalibratedWeights(StoredWeights):
     """The weights of a checkpoint as `Checkpoint.weights` has them, low-bit ones fitted to records.
 
     Weights are to be asked for in the order of `needed_weights`, as those who save a folder do; asked for in another,
@@ -121,7 +121,7 @@ class CalibratedWeights(WeightReader):
         self._updates: tuple[ProductGroup, npt.NDArray[np.float32]] | None = None  # of the last group
         self.rounded_to_nearest: list[str] = []  # low-bit weights that too few activations entered, or none
 
-    def weight(self, name: str, in_features: int, out_features: int) -> Weight:
+    def weight(self, name: str, in_features: int, out_features: int) -> StoredWeight:
         """See `WeightReader.weight`."""
         format, group = self._recipe.format_of(name), self._groups.get(name)
         if group is None or not isinstance(format, QuantFormat):  # not low-bit, or rows that are looked up

@@ -1,6 +1,6 @@
-"""LoRA adapters in peft's format, added to the weights as they are read.
+"""LoRA adapters in peft's format.
 
-    delta(W) = scale * B @ A,   scale = alpha / rank, or alpha / sqrt(rank) with rsLoRA
+    W + scale * B @ A,   scale = alpha / rank, or alpha / sqrt(rank) with rsLoRA
 
     FOLDER/adapter_config.json, adapter_model.safetensors:  base_model.model.PATH.lora_A.weight (rank, in)
                                                             base_model.model.PATH.lora_B.weight (out, rank)
@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from tianquan.backends.ops import StoredWeight, Weight
 from tianquan.checkpoint.config_files import JsonFile
 from tianquan.checkpoint.names import module_path
 from tianquan.checkpoint.plain_file import is_present
@@ -23,11 +24,13 @@ from tianquan.checkpoint.safetensors_file import SafetensorsFile
 from tianquan.checkpoint.tensor_list import needed_weights
 from tianquan.config import ModelConfig
 from tianquan.errors import CheckpointError
+from tianquan.quantization.adapted import AdaptedTensor
 from tianquan.quantization.dense import DenseFormat, DenseTensor
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 KEY_PREFIX = "base_model.model."
+EMBEDDING = "language_model.embedding"
 # What changes the mathematics: any other value is refused.
 _SUPPORTED = {
     "peft_type": "LORA",
@@ -53,8 +56,7 @@ class Adapter:
     """An opened adapter whose tensors fit a model."""
 
     folder: Path
-    scale: float
-    factors: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]  # our name -> A (r, in), B (out, r)
+    factors: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]  # name -> A (r, in), scale * B (out, r)
 
     @classmethod
     def open(cls, folder: Path, config: ModelConfig) -> Adapter:
@@ -80,7 +82,7 @@ class Adapter:
         tensors = _read_tensors(folder / ADAPTER_WEIGHTS)
         factors = {}
         for weight in needed_weights(config):
-            if not weight.is_matrix:
+            if not weight.is_matrix or weight.name == EMBEDDING:  # peft has other factors for a table
                 continue
             keys = [f"{KEY_PREFIX}{module_path(weight.name)}.lora_{half}.weight" for half in "AB"]
             if not any(key in tensors for key in keys):
@@ -92,18 +94,20 @@ class Adapter:
                     raise CheckpointError(
                         f"{folder}: {key} has the shape {got}, this model needs {shape}; the adapter is another model's"
                     )
-            factors[weight.name] = (tensors.pop(keys[0]), tensors.pop(keys[1]))
+            factors[weight.name] = (tensors.pop(keys[0]), np.float32(scale) * tensors.pop(keys[1]))
         if tensors or not factors:
             names = ", ".join(sorted(tensors)[:3]) or "nothing"
             raise CheckpointError(f"{folder}: holds {names}, which this model has no place for; expected LoRA weights")
-        return cls(folder, scale, factors)
+        return cls(folder, factors)
 
-    def delta(self, name: str) -> npt.NDArray[np.float32] | None:
-        """Return what is added to the matrix (out, in) we call `name`; None where the adapter leaves it alone."""
-        if name not in self.factors:
-            return None
-        a, b = self.factors[name]
-        return np.float32(self.scale) * (b @ a)
+    def added_to(self, name: str, weight: StoredWeight) -> Weight:
+        """Return the matrix (out, in) we call `name`, with its factors beside it if it has any."""
+        return AdaptedTensor(weight, *self.factors[name]) if name in self.factors else weight
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory: the factors, and the second of each once more as the kernels read it."""
+        return sum(down.nbytes + 2 * up.nbytes for down, up in self.factors.values())
 
 
 def _read_tensors(path: Path) -> dict[str, npt.NDArray[np.float32]]:

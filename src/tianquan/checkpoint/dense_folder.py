@@ -25,6 +25,7 @@ from tianquan.checkpoint.tensor_list import NeededWeight, needed_weights
 from tianquan.checkpoint.weight_reader import WeightReader
 from tianquan.config import ModelConfig
 from tianquan.errors import CheckpointError
+from tianquan.quantization.adapted import to_float32
 from tianquan.quantization.dense import DenseFormat, DenseTensor
 
 Float32 = npt.NDArray[np.float32]
@@ -69,9 +70,7 @@ class ReadWeights:
 
     def matrix(self, name: str, in_features: int, out_features: int) -> Float32:
         """See `DenseWeights.matrix`."""
-        weight = self._reader.weight(name, in_features, out_features)
-        assert isinstance(weight, DenseTensor), f"{name} is low-bit"
-        return weight.to_float32()
+        return to_float32(self._reader.weight(name, in_features, out_features))
 
     def vector(self, name: str) -> Float32:
         """See `DenseWeights.vector`."""

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tianquan.backends.ops import Ops, Weight
-from tianquan.checkpoint.adapter import Adapter
+from tianquan.backends.ops import Ops, StoredWeight
 from tianquan.checkpoint.config_files import (
     JsonFile,
     parse_config,
@@ -30,7 +29,7 @@ from tianquan.checkpoint.names import COMPONENT_PREFIXES, StoredName, is_ignored
 from tianquan.checkpoint.plain_file import is_present, read_text
 from tianquan.checkpoint.safetensors_file import SafetensorsFile
 from tianquan.checkpoint.tensor_list import check_tensors, required_tensors
-from tianquan.checkpoint.weight_reader import OnProgress, WeightReader
+from tianquan.checkpoint.weight_reader import OnProgress, StoredWeights
 from tianquan.config import ModelConfig
 from tianquan.errors import CheckpointError
 from tianquan.processing.processor import Processor
@@ -135,22 +134,11 @@ class Checkpoint:
             )
         return stored
 
-    def weights(
-        self, recipe: Recipe, ops: Ops, on_progress: OnProgress | None = None, adapter: Adapter | None = None
-    ) -> WeightReader:
-        """Return the source of the model's weights, an adapter added to them.
-
-        Raises:
-            CheckpointError: an adapter for a low-bit folder, whose weights cannot take it without losing bits again.
-        """
-        if not isinstance(self.files, LowBitFolder):
-            return CheckpointWeights(self.files, recipe, ops, on_progress, adapter)
-        if adapter is not None:
-            raise CheckpointError(
-                f"{self.folder}: is a low-bit folder; an adapter is added to the original checkpoint, which "
-                "`merge` and then `quantize` turn into a low-bit folder"
-            )
-        return LowBitWeights(self.files, ops, on_progress)
+    def weights(self, recipe: Recipe, ops: Ops, on_progress: OnProgress | None = None) -> StoredWeights:
+        """Return the source of the model's weights."""
+        if isinstance(self.files, LowBitFolder):
+            return LowBitWeights(self.files, ops, on_progress)
+        return CheckpointWeights(self.files, recipe, ops, on_progress)
 
     def save_low_bit(self, recipe: Recipe, output: Path, ops: Ops, on_progress: OnProgress | None = None) -> None:
         """Write the checkpoint as a low-bit folder; see `low_bit.save_low_bit`."""
@@ -221,7 +209,7 @@ def _stop_token_ids(folder: Path, config_file: JsonFile, tokenizer: Tokenizer) -
     return frozenset(ids)
 
 
-class CheckpointWeights(WeightReader):
+class CheckpointWeights(StoredWeights):
     """The weights of the official layout, cast or quantized as a recipe says."""
 
     def __init__(
@@ -230,11 +218,9 @@ class CheckpointWeights(WeightReader):
         recipe: Recipe,
         ops: Ops,
         on_progress: OnProgress | None = None,
-        adapter: Adapter | None = None,
     ) -> None:
         super().__init__(ops)
         self._files = files
-        self._adapter = adapter
         self._recipe = recipe
         self._on_progress = on_progress
         self._read: set[str] = set()
@@ -258,7 +244,7 @@ class CheckpointWeights(WeightReader):
             return DenseTensor(third_of(bias.data, stored), bias.format)
         return bias
 
-    def weight(self, name: str, in_features: int, out_features: int) -> Weight:
+    def weight(self, name: str, in_features: int, out_features: int) -> StoredWeight:
         """See `WeightReader.weight`.
 
         Raises:
@@ -266,9 +252,6 @@ class CheckpointWeights(WeightReader):
         """
         stored = stored_name(name)
         dense = as_matrix(self._dense(stored.weight), stored, in_features, out_features)
-        delta = None if self._adapter is None else self._adapter.delta(name)
-        if delta is not None:
-            dense = DenseTensor(dense.to_float32() + delta, "float32")
         format = self._recipe.format_of(name)
         try:
             if isinstance(format, QuantFormat):

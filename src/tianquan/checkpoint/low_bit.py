@@ -27,13 +27,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tianquan.backends.ops import Ops, Weight
+from tianquan.backends.ops import Ops, StoredWeight
 from tianquan.checkpoint.config_files import JsonFile
 from tianquan.checkpoint.new_folder import check_new_folder, new_folder
 from tianquan.checkpoint.plain_file import file_size, is_present
 from tianquan.checkpoint.safetensors_file import SafetensorsFile, SafetensorsWriter, map_bytes
 from tianquan.checkpoint.tensor_list import NeededWeight, needed_weights
-from tianquan.checkpoint.weight_reader import OnProgress, WeightReader
+from tianquan.checkpoint.weight_reader import OnProgress, StoredWeights
 from tianquan.config import ModelConfig
 from tianquan.errors import CheckpointError
 from tianquan.quantization.dense import DenseFormat, DenseTensor
@@ -116,7 +116,7 @@ def stored_entries(weight: NeededWeight, recipe: Recipe) -> dict[str, Entry]:
 def save_low_bit(
     source_folder: Path,
     config: ModelConfig,
-    weights: WeightReader,
+    weights: StoredWeights,
     recipe: Recipe,
     output: Path,
     calibration: Mapping[str, Any] | None = None,
@@ -151,7 +151,7 @@ def _num_bytes(entry: Entry) -> int:
 
 
 def _write_files(
-    folder: Path, source: Path, needed: Sequence[NeededWeight], weights: WeightReader, recipe: Recipe
+    folder: Path, source: Path, needed: Sequence[NeededWeight], weights: StoredWeights, recipe: Recipe
 ) -> dict[str, Any]:
     """Write all files but the manifest; return what it says of them."""
     files = {}
@@ -175,7 +175,7 @@ def _describe(path: Path) -> dict[str, Any]:
     return {"bytes": file_size(path), "checksum": checksum(path)}
 
 
-def _arrays(weight: NeededWeight, weights: WeightReader) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+def _arrays(weight: NeededWeight, weights: StoredWeights) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     if not weight.is_matrix:
         yield f"{weight.name}.weight", weights.vector(weight.name).to_float32()
     else:
@@ -269,7 +269,7 @@ def _check_file(path: Path, expected: str) -> None:
         raise CheckpointError(f"{path}: its checksum differs from the manifest's; copy or save the folder again")
 
 
-class LowBitWeights(WeightReader):
+class LowBitWeights(StoredWeights):
     """The weights of a low-bit folder."""
 
     def __init__(self, folder: LowBitFolder, ops: Ops, on_progress: OnProgress | None = None) -> None:
@@ -278,7 +278,7 @@ class LowBitWeights(WeightReader):
         self._on_progress = on_progress
         self._files: dict[str, SafetensorsFile] = {}
 
-    def weight(self, name: str, in_features: int, out_features: int) -> Weight:
+    def weight(self, name: str, in_features: int, out_features: int) -> StoredWeight:
         """See `WeightReader.weight`."""
         format = self._folder.recipe.format_of(name)
         if not isinstance(format, QuantFormat):

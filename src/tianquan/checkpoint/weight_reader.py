@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
-from tianquan.backends.ops import Array, Embedding, Linear, LinearGroup, Ops, Weight
+from tianquan.backends.ops import Array, Embedding, Linear, LinearGroup, Ops, StoredWeight, Weight
 from tianquan.quantization.dense import DenseTensor
 
 OnProgress = Callable[[str, int, int], None]  # (component, bytes of it read so far, bytes it has)
@@ -20,6 +20,10 @@ class WeightReader(ABC):
     @abstractmethod
     def weight(self, name: str, in_features: int, out_features: int) -> Weight:
         """Return a matrix (out, in) in the format it runs in."""
+
+    @abstractmethod
+    def embedding(self, name: str, num_rows: int, size: int) -> Embedding:
+        """See `WeightSource.embedding`."""
 
     @abstractmethod
     def vector(self, name: str) -> DenseTensor:
@@ -49,6 +53,14 @@ class WeightReader(ABC):
         weights = [self.weight(name, in_features, size) for name, size in zip(names, out_features, strict=True)]
         biases = [self.bias(name) if has_bias else None for name, has_bias in zip(names, bias, strict=True)]
         return self._ops.make_linear_group(weights, biases)
+
+
+class StoredWeights(WeightReader):
+    """A reader of weights that are stored: no adapter is beside them."""
+
+    @abstractmethod
+    def weight(self, name: str, in_features: int, out_features: int) -> StoredWeight:
+        """See `WeightReader.weight`."""
 
     def embedding(self, name: str, num_rows: int, size: int) -> Embedding:
         """See `WeightSource.embedding`."""

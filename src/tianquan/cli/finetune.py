@@ -114,6 +114,7 @@ def merge(
     from tianquan.checkpoint.adapter import Adapter
     from tianquan.checkpoint.dense_folder import ReadWeights, save_dense, source_format
     from tianquan.checkpoint.loader import TensorFiles
+    from tianquan.checkpoint.shared_weights import AdaptedWeights
     from tianquan.quantization.dense import DenseFormat
     from tianquan.quantization.recipes import find_recipe
 
@@ -126,7 +127,8 @@ def merge(
     opened = Adapter.open(adapter, checkpoint.config)
     progress = options.LoadProgress("merging")
     try:
-        reader = checkpoint.weights(find_recipe("float32"), ReferenceOps(), progress, opened)
+        ops = ReferenceOps()
+        reader = AdaptedWeights(checkpoint.weights(find_recipe("float32"), ops, progress), opened, ops)
         save_dense(checkpoint.folder, checkpoint.config, ReadWeights(reader), chosen, output)
     finally:
         progress.stop()

@@ -16,6 +16,7 @@ from tianquan.backends.kv_cache import KVFormat
 from tianquan.checkpoint import Checkpoint, find_folder, open_checkpoint
 from tianquan.checkpoint.adapter import Adapter
 from tianquan.checkpoint.loader import TensorFiles
+from tianquan.checkpoint.shared_weights import AdaptedWeights
 from tianquan.checkpoint.tensor_list import needed_weights
 from tianquan.errors import ParameterError
 from tianquan.evaluation.answers import RecordResult, answer_records
@@ -228,7 +229,8 @@ class Evaluation:
 
     def _model(self, checkpoint: Checkpoint, recipe: Recipe, adapter: Adapter | None = None) -> OmniModel:
         ops = make_ops(self.plan.backend, self.plan.device, self.plan.threads, recipe.kv_format)
-        return OmniModel(checkpoint.config, checkpoint.weights(recipe, ops, None, adapter), ops)
+        weights = checkpoint.weights(recipe, ops)
+        return OmniModel(checkpoint.config, weights if adapter is None else AdaptedWeights(weights, adapter, ops), ops)
 
     def _follow(self, stage: str, items: Iterable[Item], into: list[Item] | None = None) -> None:
         """Take items to their end, reporting progress and keeping each as it comes."""

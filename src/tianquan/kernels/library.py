@@ -31,7 +31,7 @@ Isa = Literal["avx512_vnni", "avx2", "scalar"]
 ISAS: tuple[Isa, ...] = get_args(Isa)  # the fastest first
 
 _LIBRARY_NAME = "_kernels.so"
-_ABI_VERSION = 2
+_ABI_VERSION = 3
 _REINSTALL = "with a C++17 compiler at hand run, in its source folder: pip install --force-reinstall --no-deps ."
 
 _NO_MEMORY, _NO_THREADS = 1, 2

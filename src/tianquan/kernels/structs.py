@@ -21,7 +21,7 @@ def pointer(array: npt.NDArray[Any] | None) -> int | None:
 
 
 class Matrix(Structure):
-    """A weight (out, in) with its optional bias."""
+    """A weight (out, in) with its optional bias and the factors of an adapter."""
 
     _fields_ = (
         ("format", c_int32),
@@ -32,6 +32,9 @@ class Matrix(Structure):
         ("scales", c_void_p),
         ("zero_points", c_void_p),
         ("bias", c_void_p),
+        ("down", c_void_p),
+        ("up", c_void_p),
+        ("rank", c_int64),
     )
 
 

@@ -31,6 +31,7 @@ from tianquan.backends.ops import Array, Linear, Ops, Weight
 from tianquan.config import ResamplerConfig
 from tianquan.models.positions import sincos_positions
 from tianquan.models.vision_encoder import PatchGrid, segment_offsets
+from tianquan.quantization.adapted import AdaptedTensor, to_float32
 from tianquan.quantization.dense import DenseTensor
 from tianquan.quantization.format import INT8_G64, QuantizedTensor
 
@@ -68,19 +69,19 @@ class FoldedAttention:
         self._config = config
         self._ops = ops
         size, heads, head_dim = config.hidden_size, config.num_heads, config.head_dim
-        projection = _to_float32(constants.input)
+        projection = to_float32(constants.input)
         projection = projection - projection.mean(axis=0)  # (C, N)
         scale, shift = constants.input_norm
         self._deviation = _keep(np.linalg.qr(projection, mode="r") / np.float32(size**0.5), constants.input, None, ops)
 
         query = constants.query.reshape(-1, heads, head_dim)  # (Q, H, D)
-        key = _to_float32(constants.key).reshape(heads, head_dim, size)
+        key = to_float32(constants.key).reshape(heads, head_dim, size)
         effect = np.einsum("qhd,hdc->qhc", query, key, optimize=True) / np.float32(head_dim**0.5)  # E, (Q, H, C)
         self._effect = effect.reshape(-1, size)  # (Q * H, C)
         projection = scale[:, None] * projection
         self._query = self._effect @ projection  # F, (Q * H, N)
 
-        value = _to_float32(constants.value)
+        value = to_float32(constants.value)
         folded = value @ projection  # (C, N)
         bias = value @ shift + constants.value_bias
         self._values = [
@@ -147,14 +148,10 @@ class FoldedAttention:
         return self._position_scores
 
 
-def _to_float32(weight: Weight) -> Float32:
-    return weight.to_float32() if isinstance(weight, DenseTensor) else weight.dequantize()
-
-
 def _keep(matrix: Float32, like: Weight, bias: Float32 | None, ops: Ops) -> Linear:
     """Return a handle of a folded matrix in the format that stands in for that of `like`."""
     dense = np.ascontiguousarray(matrix, np.float32)
     stored: Weight = DenseTensor(dense, "float32")
-    if isinstance(like, QuantizedTensor):
+    if isinstance(like.base if isinstance(like, AdaptedTensor) else like, QuantizedTensor):
         stored = ops.quantize(dense, INT8_G64)
     return ops.make_linear(stored, None if bias is None else DenseTensor(np.ascontiguousarray(bias), "float32"))

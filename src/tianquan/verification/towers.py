@@ -24,8 +24,7 @@ from tianquan.models.omni_model import OmniModel
 from tianquan.models.resampler import Resampler
 from tianquan.models.vision_encoder import VisionEncoder
 from tianquan.processing.image import patchify
-from tianquan.quantization.dense import DenseTensor
-from tianquan.quantization.format import QuantizedTensor
+from tianquan.quantization.adapted import to_float32
 from tianquan.quantization.recipes import Recipe, find_recipe
 from tianquan.request import Prompt
 from tianquan.verification.outcome import Outcome, judge
@@ -162,8 +161,8 @@ def check_weights(checkpoint: Checkpoint, recipe: Recipe, ops: Ops, on_weight: O
     for n, weight in enumerate(weights, start=1):
         if weight.is_matrix:
             out_features, in_features = weight.shape
-            expected = _values(exact.weight(weight.name, in_features, out_features))
-            found = _squares(_values(chosen.weight(weight.name, in_features, out_features)), expected)
+            expected = to_float32(exact.weight(weight.name, in_features, out_features))
+            found = _squares(to_float32(chosen.weight(weight.name, in_features, out_features)), expected)
             errors[weight.component].add(weight.name, *found)
         else:
             exact.vector(weight.name)
@@ -200,7 +199,3 @@ class _TowerError:
         error = math.sqrt(difference / size) if size else 0.0
         if error > self.worst:
             self.worst, self.worst_name = error, name
-
-
-def _values(weight: DenseTensor | QuantizedTensor) -> Float32:
-    return weight.to_float32() if isinstance(weight, DenseTensor) else weight.dequantize()

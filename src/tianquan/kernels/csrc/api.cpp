@@ -95,7 +95,7 @@ using namespace tianquan;
 
 #define TIANQUAN_EXPORT extern "C" __attribute__((visibility("default")))
 
-TIANQUAN_EXPORT int32_t tq_abi_version() { return 2; }
+TIANQUAN_EXPORT int32_t tq_abi_version() { return 3; }
 
 // The sizes Python compares with its own structs before it passes any.
 TIANQUAN_EXPORT void tq_struct_sizes(int64_t* sizes) {

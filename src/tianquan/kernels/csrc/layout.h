@@ -64,8 +64,11 @@ struct Matrix {
   const uint16_t* scales;       // (P, G, 8) float16; null for dense formats
   const uint16_t* zero_points;  // (P, G, 8) float16; null when symmetric or dense
   const float* bias;            // (O,) or null
+  const float* down;            // (R, I) of an adapter, or null: x w^T + (x down^T) up
+  const float* up;              // (P, R, 8): panels of out channels, the last one padded
+  int64_t rank;                 // R; 0 without an adapter
 };
-static_assert(sizeof(Matrix) == 56 && offsetof(Matrix, values) == 24 && offsetof(Matrix, bias) == 48);
+static_assert(sizeof(Matrix) == 80 && offsetof(Matrix, values) == 24 && offsetof(Matrix, bias) == 48);
 
 // Where the product of one matrix goes: out = activation(x w^T + bias) + residual.
 struct Output {

@@ -8,6 +8,7 @@
 // Legend: O out channels, I in channels, T rows.
 
 #include "dense.h"
+#include "low_rank.h"
 #include "lowbit.h"
 #include "operations.h"
 #include "parallel.h"
@@ -28,6 +29,7 @@ struct Product {
   int64_t channel_step;    // out channels of a chunk
   int64_t num_columns;     // chunks along O
   int64_t num_row_blocks;  // chunks along T
+  const float* low;        // (T, R) of its adapter, or null
 };
 
 struct Activations {
@@ -38,15 +40,20 @@ struct Activations {
   QuantizedRows by_64;  // for int8 weights
 };
 
-// out = activation(sum + bias) + residual for `rows` x `channels` sums; the row index counts from `row`.
-TIANQUAN_INLINE void write_sums(const Matrix& m, const Output& out, const float* sums, int64_t sums_stride,
-                                int64_t row, int64_t rows, int64_t channel, int64_t channels) {
+// out = activation(sum + what an adapter adds + bias) + residual for `rows` x `channels` sums, from row `row`
+// on.
+TIANQUAN_INLINE void write_sums(const Product& p, const float* sums, int64_t sums_stride, int64_t row,
+                                int64_t rows, int64_t channel, int64_t channels) {
+  const Matrix& m = p.matrix;
+  const Output& out = p.output;
   for (int64_t r = 0; r < rows; ++r) {
     float* to = out.data + (row + r) * out.stride + channel;
     const float* residual = out.residual ? out.residual + (row + r) * out.residual_stride + channel : nullptr;
+    const float* low = p.low ? p.low + (row + r) * m.rank : nullptr;
     for (int64_t c = 0; c < channels; c += 8) {
       const int64_t left = channels - c;
       F8 v = load(sums + r * sums_stride + c);
+      if (low) v = add_up(m, low, channel + c, left, v);
       if (left >= 8) {
         if (m.bias) v += load(m.bias + channel + c);
         v = activate(v, out.activation);
@@ -76,7 +83,7 @@ TIANQUAN_INLINE void stream_panels(const Product& p, const Activations& a, int64
   } else {
     multiply_panels_int8<R, P>(panels, padded / kInt8Activations, a.by_64, row, sums);
   }
-  write_sums(m, p.output, sums, P * kPanel, row, R, channel, min_of(P * kPanel, last - channel));
+  write_sums(p, sums, P * kPanel, row, R, channel, min_of(P * kPanel, last - channel));
 }
 
 // Few rows: R rows over the channels of a chunk.
@@ -89,7 +96,7 @@ TIANQUAN_INLINE void stream_rows(const Product& p, const Activations& a, int64_t
       const int64_t channels = min_of(4, last - channel);
       float sums[R][8] = {};
       multiply_dense_rows<R>(p.matrix, channel, channels, a.x + row * a.stride, a.stride, sums[0], 8);
-      write_sums(p.matrix, p.output, sums[0], 8, row, R, channel, channels);
+      write_sums(p, sums[0], 8, row, R, channel, channels);
     }
   } else {
     constexpr bool kPairs4 = kStreamPanels<Format::kInt4, R> == 2,
@@ -161,7 +168,7 @@ void lowbit_chunk(const Product& p, const QuantizedRows& a, int64_t panel, int64
     }
   }
   const int64_t channel = panel * kPanel;
-  write_sums(m, p.output, sums, kTileWidth, row, rows, channel, min_of(P * kPanel, m.out - channel));
+  write_sums(p, sums, kTileWidth, row, rows, channel, min_of(P * kPanel, m.out - channel));
 }
 
 constexpr size_t kLowBitScratch =
@@ -205,7 +212,7 @@ void dense_block(const Product& p, const Activations& a, int64_t column, int64_t
                     kDenseWidth, depth, sums + r * kDenseWidth, kDenseWidth, k0 > 0);
     }
   }
-  write_sums(m, p.output, sums, kDenseWidth, row, rows, channel, min_of(kDenseWidth, m.out - channel));
+  write_sums(p, sums, kDenseWidth, row, rows, channel, min_of(kDenseWidth, m.out - channel));
 }
 
 QuantizedRows quantize_rows(Runtime& runtime, const Activations& a, int64_t channels, int64_t group,
@@ -236,8 +243,8 @@ QuantizedRows quantize_rows(Runtime& runtime, const Activations& a, int64_t chan
 }
 
 // Cut one product into chunks.
-Product plan(const Matrix& matrix, const Output& output, int64_t rows, bool few) {
-  Product p{matrix, output, 0, 0, 1};
+Product plan(const Matrix& matrix, const Output& output, const float* low, int64_t rows, bool few) {
+  Product p{matrix, output, 0, 0, 1, low};
   const bool dense = is_dense(matrix.format);
   if (few) {
     const int64_t bytes =
@@ -259,6 +266,8 @@ void matmul(Runtime& runtime, const Matrix* matrices, const Output* outputs, int
   bool few = rows <= kFewRows;
   for (int64_t i = 0; i < count; ++i) few = few && (rows <= kFewDenseRows || !is_dense(matrices[i].format));
   Product products[kMaxGroup];
+  float* lows[kMaxGroup] = {};
+  multiply_all_down(runtime, matrices, count, x, x_stride, rows, lows);
   int64_t num_chunks = 0;
   for (int64_t i = 0; i < count; ++i) {
     const Matrix& m = matrices[i];
@@ -268,7 +277,7 @@ void matmul(Runtime& runtime, const Matrix* matrices, const Output* outputs, int
     if (m.format == Format::kInt8 && !a.by_64.codes) {
       a.by_64 = quantize_rows(runtime, a, m.in, kInt8Activations, kInt8ActivationBias);
     }
-    products[i] = plan(m, outputs[i], rows, few);
+    products[i] = plan(m, outputs[i], lows[i], rows, few);
     num_chunks += products[i].num_columns * products[i].num_row_blocks;
   }
   const auto find_product = [&](int64_t* chunk) {

@@ -28,7 +28,7 @@ class Workspace {
 };
 
 // Buffers that live at the same time within one call have different numbers.
-enum class Shared { kCodes32, kScales32, kSums32, kCodes64, kScales64, kSums64, kHidden, kCount };
+enum class Shared { kCodes32, kScales32, kSums32, kCodes64, kScales64, kSums64, kLowRank, kHidden, kCount };
 
 class Runtime {
  public:

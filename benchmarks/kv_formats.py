@@ -29,7 +29,7 @@ def evaluate(model: str, precision: str, files: list[Path], limit: int | None) -
         model=model,
         precisions=(precision,),
         kv_formats=("float32", "float16", "int8"),
-        record_sets=tuple(RecordSet(tuple(read_records(path)[:limit]), path.parent) for path in files),
+        record_sets=tuple(RecordSet(tuple(read_records(path, limit)), path.parent) for path in files),
         reference=(model, precision),
         sensitivity=False,
     )

@@ -170,6 +170,8 @@ def test_with_fewer_tokens_than_channels_nothing_is_fitted(checkpoint_folder, me
     checkpoint = open_checkpoint(checkpoint_folder)
     nearest = calibration.save(checkpoint, find_recipe("int4"), tmp_path / "few")
     assert set(nearest) == {name for group in product_groups(checkpoint.config) for name in group.names}
+    told = run("info", tmp_path / "few").stdout
+    assert f"calibrated on 1 records, but {len(nearest)} matrices" in " ".join(told.split())
 
 
 def test_what_cannot_be_calibrated(checkpoint_folder, calibrated, media_root, records, tmp_path):

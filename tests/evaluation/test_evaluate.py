@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,6 +119,59 @@ def test_what_was_finished_is_written_whatever_ends_it(checkpoint_folder, data, 
     assert found["results"][0]["score"]["records"] == 1
 
 
+def test_the_files_are_written_though_the_terminal_is_gone(checkpoint_folder, data, tmp_path, monkeypatch):
+    def gone(found):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(report, "print_tables", gone)
+    files = {"json_file": tmp_path / "found.json", "markdown": tmp_path / "found.md"}
+    with pytest.raises(BrokenPipeError):
+        evaluate(str(checkpoint_folder), [data], **files, max_tokens=3)
+    assert all(path.stat().st_size > 0 for path in files.values())
+
+
+def test_a_bad_record_ends_it_after_those_before_it(checkpoint_folder, data, tmp_path):
+    lines = data.read_text().splitlines()
+    data.write_text("\n".join([lines[1], lines[2], lines[0].replace("a.png", "b.png"), lines[1]]))
+    result = run("evaluate", checkpoint_folder, "--data", data, "--json", tmp_path / "found.json", "--max-tokens", 3)
+    assert result.returncode == 2
+    assert "records.jsonl:3" in result.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert [answer["source"] for answer in found["results"][0]["answers"]] == ["records.jsonl:1", "records.jsonl:2"]
+
+
+def test_lines_after_the_limit_are_not_looked_at(checkpoint_folder, data, tmp_path):
+    data.write_text(data.read_text().splitlines()[1] + "\n{oops\n")
+    assert run("evaluate", checkpoint_folder, "--data", data, "--limit", 1, "--max-tokens", 3).returncode == 0
+
+
+def test_files_of_the_current_folder_are_not_run(checkpoint_folder, data, tmp_path):
+    """A process of its own measures the memory."""
+    folder = tmp_path / "downloaded"
+    folder.mkdir()
+    (folder / "queue.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    program = Path(sys.executable).with_name("tianquan")
+    command = [program, "evaluate", checkpoint_folder, "--data", data, "--limit", "1", "--max-tokens", "3"]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=180)
+    assert result.returncode == 0, result
+    assert not (tmp_path / "ran").exists()
+
+
+def test_names_of_groups_are_foreign_text(checkpoint_folder, data):
+    records = [json.loads(line) for line in data.read_text().splitlines()[1:] * 2]
+    for record, task in zip(records, ("a\nb | c", "\x1b[31mred", "(none)", None), strict=True):
+        del record["task"]
+        record.update({} if task is None else {"task": task})
+    data.write_text("\n".join(map(json.dumps, records)))
+    evaluation = Evaluation(plan(checkpoint_folder, data), lambda *_: None, lambda _: None)
+    evaluation.run()
+    found = report.to_dict(evaluation, ["records.jsonl"])
+    assert found["results"][0]["tasks"]["(none)"]["records"] == 2
+    text = report.to_markdown(found)
+    assert "\x1b" not in text
+    assert "| a\\nb \\| c | 1 |" in text
+
+
 def test_videos_are_pictures_and_sound_where_it_is_heard(checkpoint_folder, tmp_path):
     path = tmp_path / "films.jsonl"
     talk = [{"role": "user", "content": {"text": "What?", "video": "a.mp4"}}, {"role": "assistant", "content": "x"}]
@@ -214,5 +270,8 @@ def test_refused(checkpoint_folder, data, tmp_path):
     assert_refused(run("evaluate", checkpoint_folder, "--data", empty), "has no records")
     assert_refused(run("evaluate", checkpoint_folder, "--data", data, "--precision", "int3"), "int3")
     assert_refused(run("evaluate", checkpoint_folder, "--data", data, "--json", "/no/such/x.json"), "/no/such")
+    assert_refused(run("evaluate", checkpoint_folder, "--data", data, "--json", data), "holds the records")
+    same = ("--json", tmp_path / "x", "--markdown", tmp_path / "x")
+    assert_refused(run("evaluate", checkpoint_folder, "--data", data, *same), "another output already")
     data.write_text(data.read_text().replace("a.png", "b.png"))
     assert_refused(run("evaluate", checkpoint_folder, "--data", data), "records.jsonl:1", "b.png")

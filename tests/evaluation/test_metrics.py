@@ -34,6 +34,9 @@ from tianquan.evaluation.metrics import (
         ("...", "..."),
         ("50％ of C#, a&b", "50% of c# a&b"),
         ("**bold** / or_not", "bold or not"),
+        ("\u22125 or \u20135, 1\u20132", "-5 or -5 1\u20132"),
+        (".5, -.5, v.5 and ..5", ".5 -.5 v 5 and 5"),
+        ("10\u00b2 2\u00b9\u2070", "10^2 2^10"),
     ],
 )
 def test_normalise(text, expected):
@@ -45,6 +48,7 @@ def test_units():
     assert characters("Two 红色") == ["t", "w", "o", "红", "色"]
     assert words("Two 红色 circles") == ["two", "红", "色", "circles"]
     assert words("红two") == ["红", "two"]
+    assert words("二〇〇七年人々") == list("二〇〇七年人々")
 
 
 def test_exact():
@@ -53,6 +57,9 @@ def test_exact():
     assert not is_exact("3 4", "34")
     assert not is_exact("3.5", "35")
     assert not is_exact("red", "")
+    assert not any(is_exact(*pair) for pair in (("5", ".5"), ("75", ".75"), ("102", "10\u00b2"), ("5", "\u20135")))
+    assert is_exact("-5", "\u22125")
+    assert is_exact("二〇〇七", "二〇 〇七")
     assert not any(is_exact(*pair) for pair in (("50%", "50"), ("C#", "C"), ("%", "#"), ("1%", "1#"), (".", "")))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import shutil
@@ -149,6 +150,23 @@ def test_what_no_half_precision_holds_is_refused(checkpoint, tmp_path, monkeypat
         with pytest.raises(CheckpointError, match="beyond 65504"):
             save_gguf(checkpoint, type, tmp_path / "out.gguf")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("type", "size", "is_lost"), [("q8_0", 1e-6, True), ("q4_0", 1e-7, True), ("q8_0", 1e-3, False)]
+)
+def test_matrices_that_half_precision_loses_are_refused(checkpoint, tmp_path, monkeypatch, type, size, is_lost):
+    values = gguf_file._values
+
+    def small(reader, weight, config):
+        found = values(reader, weight, config)
+        return found * np.float32(size / np.abs(found).max()) if weight.name.endswith("down") else found
+
+    monkeypatch.setattr(gguf_file, "_values", small)
+    refused = pytest.raises(CheckpointError, match=r"down: values of at most .* are lost")
+    with refused if is_lost else contextlib.nullcontext():
+        save_gguf(checkpoint, type, tmp_path / "out.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ([] if is_lost else ["out.gguf"])
 
 
 def test_what_a_killed_export_left_is_removed(checkpoint, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -75,6 +76,13 @@ def test_not_enough_memory_is_a_line(checkpoint_folder, monkeypatch):
     by_name = {outcome.name: outcome for outcome in outcomes(checkpoint_folder)}
     assert "not enough memory" in by_name["first layers"].detail
     assert by_name["answer, text"].status == "ok"
+
+
+def test_a_backend_that_cannot_be_made_is_a_failed_check(checkpoint_folder):
+    result = run("verify", checkpoint_folder, "--threads", 0)
+    assert result.returncode == 1, result
+    assert "threads must be" in result.stdout
+    assert re.search(r"\d+ ok, \d+ FAILED", result.stdout)
 
 
 def test_refused(checkpoint_folder, tmp_path):

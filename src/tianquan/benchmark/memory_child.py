@@ -1,6 +1,6 @@
 """Run in a process of its own by the benchmark: what a fresh start costs in time and memory.
 
-python -m tianquan.benchmark.memory_child FOLDER THREADS text|all
+Its arguments: FOLDER THREADS text|all
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tianquan.loading import load
 
 def main() -> None:
     """Load, answer once with text only or with all inputs, and print seconds and bytes as JSON."""
-    folder, threads, inputs = sys.argv[1:]
+    folder, threads, inputs = sys.argv[2:]
     start = time.perf_counter()
     llm = load(folder, threads=int(threads) or None)
     seconds = time.perf_counter() - start
@@ -30,7 +30,3 @@ def main() -> None:
         content["audio"] = (np.zeros(5 * 16000, np.float32), 16000)
     llm.chat([{"role": "user", "content": content}], sampling=replace(GREEDY, max_tokens=8, ignore_eos=True))
     print(json.dumps({"load_seconds": seconds, "resident_bytes": resident_bytes()}))
-
-
-if __name__ == "__main__":
-    main()

@@ -22,7 +22,6 @@ from __future__ import annotations
 import datetime
 import json
 import platform
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,10 +31,10 @@ from typing import Any
 from tianquan import __version__
 from tianquan.backends.native import NativeOps
 from tianquan.benchmark.engine_stages import EnginePlan, measure_engine
+from tianquan.benchmark.fresh_process import run_fresh
 from tianquan.benchmark.measure import Ceilings, OnStage, Plan, measure_model
 from tianquan.benchmark.synthetic import write_synthetic_folder
 from tianquan.checkpoint.tensor_list import needed_weights
-from tianquan.errors import TianquanError
 from tianquan.llm import LLM
 from tianquan.loading import load
 from tianquan.quantization.recipes import Recipe
@@ -86,13 +85,7 @@ def run_benchmark(
 
 def run_child(folder: Path, threads: int | None, inputs: str) -> dict[str, Any]:
     """Return what a fresh process reports; see `memory_child`."""
-    module = "tianquan.benchmark.memory_child"
-    command = [sys.executable, "-m", module, str(folder), str(threads or 0), inputs]
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode != 0:
-        lines = result.stderr.strip().splitlines() or [f"it ended with {result.returncode}; too little memory?"]
-        raise TianquanError(f"the measuring process failed: {lines[-1]}")
-    return json.loads(result.stdout)
+    return json.loads(run_fresh("tianquan.benchmark.memory_child", str(folder), str(threads or 0), inputs))
 
 
 def decode_bytes(llm: LLM) -> int:

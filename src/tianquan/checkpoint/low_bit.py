@@ -198,6 +198,7 @@ class LowBitFolder:
     files: dict[str, tuple[int, str]]  # file name -> bytes, checksum
     entries: dict[str, dict[str, Entry]]  # component -> its tensors
     num_calibration_records: int | None = None  # None: rounded to nearest
+    num_not_calibrated: int = 0  # matrices that too few rows of them went through
 
     @classmethod
     def open(cls, folder: Path, config: ModelConfig) -> LowBitFolder:
@@ -229,8 +230,12 @@ class LowBitFolder:
             elif is_present(folder / name):
                 raise CheckpointError(f"{folder / name}: is not in {MANIFEST}; remove it or save the folder again")
         calibration = manifest.optional("calibration")
-        num_records = None if calibration is None else manifest.section("calibration").integer("records")
-        return cls(folder, recipe, files, entries, num_records)
+        if calibration is None:
+            return cls(folder, recipe, files, entries)
+        section = manifest.section("calibration")
+        nearest = section.optional("rounded_to_nearest")
+        not_calibrated = len(nearest) if isinstance(nearest, list) else 0
+        return cls(folder, recipe, files, entries, section.integer("records"), not_calibrated)
 
     def component_bytes(self) -> dict[str, int]:
         """Return the bytes of each component's file."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from tianquan.cli import options
 from tianquan.cli.option_groups import Pictures
-from tianquan.cli.output import check_writable, write_atomically
+from tianquan.cli.output import check_writable, one_line, write_atomically
 from tianquan.cli.progress import WorkProgress
+from tianquan.errors import ParameterError
 
 Precisions = Annotated[
     list[str] | None,
@@ -52,16 +56,14 @@ def evaluate(
     from tianquan.evaluation.run import Evaluation, EvaluationPlan, RecordSet, parse_reference
     from tianquan.training.records import read_records
 
-    for path in (json_file, markdown):
-        if path is not None:
-            check_writable(path)
+    _check_outputs([path for path in (json_file, markdown) if path is not None], data)
     precisions: list[str | None] = [*precision] if precision else [None]
     plan = EvaluationPlan(
         model=model,
         precisions=tuple(dict.fromkeys(precisions)),
         kv_formats=tuple(dict.fromkeys(kv_format or ())),
         record_sets=tuple(
-            RecordSet(tuple(read_records(path)[:limit]), path.parent if media_root is None else media_root)
+            RecordSet(tuple(read_records(path, limit)), path.parent if media_root is None else media_root)
             for path in data
         ),
         reference=None if reference is None else parse_reference(reference),
@@ -82,12 +84,34 @@ def evaluate(
         except BaseException as error:  # whatever ends it, a signal too: hours of answers are shown
             stopped = error
     if any(result.records for result in evaluation.results):
-        found = report.to_dict(evaluation, [str(path) for path in data])
-        report.print_tables(found)
-        for path, text in ((json_file, report.to_json(found)), (markdown, report.to_markdown(found))):
-            if path is not None:
-                write_atomically(path, text.encode(errors="backslashreplace"))  # paths may be no text
+        try:
+            _show(report.to_dict(evaluation, [str(path) for path in data]), json_file, markdown)
+        except Exception as error:
+            if stopped is None:
+                raise
+            print(f"tianquan: {one_line(str(error))}", file=sys.stderr)
     if isinstance(stopped, KeyboardInterrupt):
         raise typer.Exit(130)
     if stopped is not None:
         raise stopped
+
+
+def _show(found: dict[str, Any], json_file: Path | None, markdown: Path | None) -> None:
+    """Write the files and print the tables: each is tried, whatever becomes of the others; a terminal may be gone."""
+    from tianquan.evaluation import report
+
+    with ExitStack() as outputs:  # the last one first
+        outputs.callback(report.print_tables, found)
+        for path, text in ((markdown, report.to_markdown(found)), (json_file, report.to_json(found))):
+            if path is not None:
+                outputs.callback(write_atomically, path, text.encode(errors="backslashreplace"))  # paths may be no text
+
+
+def _check_outputs(outputs: Sequence[Path], data: Sequence[Path]) -> None:
+    """Refuse outputs that cannot be written, or would be written over each other or over the records."""
+    taken = {path.resolve(): f"{path} holds the records" for path in data}
+    for path in outputs:
+        target = check_writable(path)
+        if target in taken:
+            raise ParameterError(f"{path}: {taken[target]}; name another output")
+        taken[target] = f"{path} is another output already"

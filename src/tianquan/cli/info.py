@@ -54,7 +54,8 @@ def info(
     )
     console.print(table)
     records = report["calibration_records"]
-    fitted = "" if records is None else f" (calibrated on {records} records)"
+    left = report["not_calibrated"]
+    fitted = "" if records is None else f" (calibrated on {records} records{f', but {left} matrices' if left else ''})"
     console.print(
         f"recipe {report['recipe']}{fitted}, backend {report['backend']} ({report['isa']}), {report['machine']}"
     )
@@ -95,6 +96,7 @@ def collect(
         "total": {key: sum(part[key] for part in components.values()) for key in keys},
         "recipe": recipe.name,
         "calibration_records": files.num_calibration_records if isinstance(files, LowBitFolder) else None,
+        "not_calibrated": files.num_not_calibrated if isinstance(files, LowBitFolder) else 0,
         "backend": ops.name,
         "isa": ops.isa,
         "machine": platform.machine(),

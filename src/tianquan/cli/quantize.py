@@ -74,7 +74,7 @@ def _calibrate(
     from tianquan.evaluation.run import RecordSet
     from tianquan.training.records import read_records
 
-    sets = [RecordSet(tuple(read_records(path)[:limit]), media_root or path.parent) for path in files]
+    sets = [RecordSet(tuple(read_records(path, limit)), media_root or path.parent) for path in files]
     num_bytes = parse_bytes(memory, "--calibration-memory")
     with WorkProgress("calibrating:") as progress:
         calibration = Calibration(

@@ -81,16 +81,26 @@ def answer_records(
         max_tokens: of one answer.
 
     Raises:
-        RecordError: media that cannot be used, or a conversation over the context window; it names the record.
+        RecordError: media that cannot be used, or a conversation over the context window; it names the record, and is
+            raised when all before it are answered.
     """
     waiting: deque[tuple[Record, list[Answer]]] = deque()
+    failed: RecordError | None = None
     upcoming = iter(records)
     try:
         while True:
-            for record in islice(upcoming, _RECORDS_AT_ONCE - len(waiting)):
+            for record in islice(upcoming, 0 if failed else _RECORDS_AT_ONCE - len(waiting)):
                 answers: list[Answer] = []
                 waiting.append((record, answers))
-                answers += _ask(llm, record, policy, media_root, max_tokens)
+                try:
+                    answers += _ask(llm, record, policy, media_root, max_tokens)
+                except RecordError as error:  # after the answers to those before it
+                    failed = error
+                    for answer in waiting.pop()[1]:
+                        answer.close()
+                    break
+            if not waiting and failed is not None:
+                raise failed
             if not waiting:
                 return
             record, answers = waiting[0]

@@ -1,12 +1,11 @@
 """What a model takes in memory while it answers, measured in a process of its own.
 
-python -m tianquan.evaluation.memory '{"model": ..., "precision": ..., "backend": ..., "kinds": ["image", "audio"]}'
+Its arguments: '{"model": ..., "precision": ..., "backend": ..., "kinds": ["image", "audio"]}'
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tianquan.benchmark.fresh_process import run_fresh
 from tianquan.benchmark.measure import resident_bytes
-from tianquan.errors import TianquanError
 from tianquan.llm import GREEDY
 from tianquan.loading import load
 
@@ -59,17 +58,12 @@ def measure_memory(
         "kv_format": kv_format,
         "device": device,
     }
-    command = [sys.executable, "-m", "tianquan.evaluation.memory", json.dumps(arguments)]
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode != 0:
-        lines = result.stderr.strip().splitlines() or [f"it ended with {result.returncode}; too little memory?"]
-        raise TianquanError(f"measuring memory failed: {lines[-1]}")
-    return int(result.stdout)
+    return int(run_fresh("tianquan.evaluation.memory", json.dumps(arguments)))
 
 
 def main() -> None:
     """Load, answer once, and print the resident bytes."""
-    arguments = json.loads(sys.argv[1])
+    arguments = json.loads(sys.argv[2])
     kinds = arguments.pop("kinds")
     llm = load(arguments.pop("model"), **arguments)
     content: dict[str, object] = {"text": "Hello"}
@@ -79,7 +73,3 @@ def main() -> None:
         content["audio"] = (np.zeros(_SECONDS * _SAMPLE_RATE, np.float32), _SAMPLE_RATE)
     llm.chat([{"role": "user", "content": content}], sampling=replace(GREEDY, max_tokens=8, ignore_eos=True))
     print(resident_bytes())
-
-
-if __name__ == "__main__":
-    main()

@@ -1,8 +1,8 @@
 """What answers are judged by: exact match, character and word error rates, intervals of shares.
 
-Answers are compared after `normalise`: NFKC (full-width forms become plain ones), case folded, punctuation removed
-except inside numbers (3.5, 1-2, -4), white space collapsed. Symbols (+ = $ % # & @) carry meaning and stay, and so does
-a text that is nothing but punctuation.
+Answers are compared after `normalise`: NFKC (full-width forms become plain ones, raised digits ^n), case folded,
+punctuation removed except inside numbers (3.5, .5, 1-2, -4), white space collapsed. Symbols (+ = $ % # & @) carry
+meaning and stay, and so does a text that is nothing but punctuation.
 
     error rate = edits / units of the expected text,   edits = Levenshtein distance
 
@@ -22,14 +22,17 @@ from dataclasses import dataclass
 import numpy as np
 
 _Z_95 = 1.959963984540054  # standard deviations around the mean that hold 95 % of a normal distribution
-_IN_NUMBER = re.compile(r"(?<=\d)[^\w\s](?=\d)|(?<![\w])-(?=\d)")
+_IN_NUMBER = re.compile(r"(?<=\d)[^\w\s](?=\d)|(?<![\w])-(?=\.?\d)|(?<![\w.])\.(?=\d)")
+_MINUS = re.compile(r"\u2212|(?<!\w)[\u2013\u2014](?=\.?\d)")  # and dashes that stand for one
+_RAISED = re.compile("[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+")
 _SYMBOLS = frozenset("%‰#&@\\")  # that Unicode counts among punctuation
-_WORDLESS = r"\u0e00-\u0e7f\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_WORDLESS = r"\u0e00-\u0e7f\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _UNIT = re.compile(rf"[{_WORDLESS}]|[^\s{_WORDLESS}]+")
 
 
 def normalise(text: str) -> str:
     """Return text as it is compared; see the head of this file."""
+    text = _RAISED.sub(lambda digits: f"^{digits[0]}", _MINUS.sub("-", text))
     text = unicodedata.normalize("NFKC", text).casefold()
     kept = {match.start() for match in _IN_NUMBER.finditer(text)}
     shown = (

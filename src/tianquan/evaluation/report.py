@@ -20,7 +20,7 @@ import datetime
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tianquan import __version__
@@ -28,9 +28,11 @@ from tianquan.benchmark.run import machine_name
 from tianquan.evaluation.answers import Score, scores_by
 from tianquan.evaluation.divergence import by_modality
 from tianquan.evaluation.run import Evaluation, PrecisionResult
+from tianquan.processing.labels import printable
 
 _NO_NAME = "(none)"
 _FILE_WIDTH = 200  # characters
+_MAX_SHOWN = 400  # characters of a cell or a line
 
 
 def to_dict(evaluation: Evaluation, data: Sequence[str]) -> dict[str, Any]:
@@ -55,8 +57,8 @@ def to_dict(evaluation: Evaluation, data: Sequence[str]) -> dict[str, Any]:
 
 def _result_to_dict(result: PrecisionResult) -> dict[str, Any]:
     def scores(records: Any, key: str) -> dict[str, Any]:
-        groups = scores_by(records, lambda record: str(getattr(record, key)))
-        return {name or _NO_NAME: score.to_dict() for name, score in groups.items()}
+        groups = scores_by(records, lambda record: str(getattr(record, key)) or _NO_NAME)
+        return {name: score.to_dict() for name, score in groups.items()}
 
     tasks = scores(result.records, "task")
     for name, task in tasks.items():
@@ -89,10 +91,12 @@ class ReportTable:
 
 
 def tables(report: dict[str, Any]) -> list[ReportTable]:
-    """Return the tables of a report that have rows."""
+    """Return the tables of a report that have rows; each cell is one line of printable characters."""
     results = report["results"]
     all_tables = [_overview(results), *_groups(results), _divergence(results), _sensitivity(results)]
-    return [table for table in all_tables if table.rows]
+    return [
+        replace(table, rows=tuple(tuple(map(_shown, row)) for row in table.rows)) for table in all_tables if table.rows
+    ]
 
 
 def _overview(results: Sequence[dict[str, Any]]) -> ReportTable:
@@ -151,6 +155,10 @@ def _group_cell(groups: dict[str, Any], path: tuple[str, ...]) -> str:
     return f"{_share(score)}, {_percent(score['cer'])}, {_percent(score['wer'])}"
 
 
+def _shown(text: str) -> str:
+    return printable(text, _MAX_SHOWN)  # names of tasks and files are foreign text
+
+
 def _share(score: dict[str, Any]) -> str:
     low, high = score["interval_95"]
     return f"{score['accuracy']:.1%} ({100 * low:.0f}-{100 * high:.0f})"
@@ -203,7 +211,7 @@ def heading(report: dict[str, Any]) -> str:
         parts.append(f"adapter {report['adapter']}")
     if report["reference"]:
         parts.append(f"reference {report['reference']}")
-    return ", ".join(parts) + ("" if report["complete"] else "; INTERRUPTED, what was finished:")
+    return _shown(", ".join(parts)) + ("" if report["complete"] else "; INTERRUPTED, what was finished:")
 
 
 def to_json(found: dict[str, Any]) -> str:
@@ -220,7 +228,7 @@ def to_markdown(report: dict[str, Any]) -> str:
             "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (table.columns, *table.rows)
         ]
         blocks.append("\n".join([f"**{table.title}**", "", rows[0], rule, *rows[1:]]))
-    blocks += report["notes"]
+    blocks += map(_shown, report["notes"])
     return "\n\n".join(blocks) + "\n"
 
 
@@ -240,4 +248,4 @@ def print_tables(report: dict[str, Any]) -> None:
             shown.add_row(*row)
         console.print(shown)
     for note in report["notes"]:
-        console.print(note)
+        console.print(_shown(note))

@@ -62,6 +62,8 @@ _NAMES = {
     "mlp.up": "blk.{n}.ffn_up",
     "mlp.down": "blk.{n}.ffn_down",
 }
+_SMALL = 0.01  # largest value of a matrix below which a scale in half precision may lose bits
+_MOST_LOST = 0.3  # of a matrix's size; four bits lose a tenth of any
 _LAYERS = "layers."
 _PREFIX = "language_model."
 
@@ -121,8 +123,26 @@ def save_gguf(checkpoint: Checkpoint, type: GgufType, output: Path, on_progress:
                     raise CheckpointError(
                         f"{tensor.weight.name}: has values beyond {_LARGEST_HALF:g}, which no half precision holds"
                     )
-                writer.write_tensor_data(gguf.quants.quantize(values, tensor.type))
+                writer.write_tensor_data(_quantized(tensor, values))
                 on_progress(done, len(tensors))
+
+
+def _quantized(tensor: _Tensor, values: Float32) -> npt.NDArray[Any]:
+    """Return a tensor's bytes.
+
+    Raises:
+        CheckpointError: its values are so small that a scale in half precision loses them.
+    """
+    quantized: npt.NDArray[Any] = gguf.quants.quantize(values, tensor.type)
+    if tensor.type != _Types.F32 and np.abs(values).max() < _SMALL:
+        exact = values.astype(np.float64)
+        difference = np.linalg.norm(gguf.quants.dequantize(quantized, tensor.type) - exact)
+        if difference > _MOST_LOST * np.linalg.norm(exact):
+            raise CheckpointError(
+                f"{tensor.weight.name}: values of at most {np.abs(values).max():.1e} are lost in {tensor.type.name}, "
+                "whose scales are in half precision; is the checkpoint damaged?"
+            )
+    return quantized
 
 
 def _plan(checkpoint: Checkpoint, type: GgufType) -> list[_Tensor]:

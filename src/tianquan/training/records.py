@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +108,13 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
         raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def read_records(path: Path) -> list[Record]:
-    """Return all records of a file.
+def read_records(path: Path, limit: int | None = None) -> list[Record]:
+    """Return the records of a file, or the first `limit` of them; lines after these are not looked at.
 
     Raises:
         RecordError: the file or one of its records cannot be used, or it has none.
     """
-    records = [parse_record(line, source) for line, source in read_lines(path)]
+    records = [parse_record(line, source) for line, source in islice(read_lines(path), limit)]
     if not records:
         raise RecordError(f"{path}: has no records")
     return records

@@ -85,8 +85,7 @@ class Verification:
         yield from _isolated("weights", lambda: self._check_weights(checkpoint, recipe))
         if plan.whole_model:
             self._on_stage("the whole model", 1)
-            ops = self._native(recipe)
-            yield from _isolated("whole model", lambda: short_answers.check_whole_model(checkpoint, recipe, ops))
+            yield from _isolated("whole model", lambda: self._check_whole_model(checkpoint, recipe))
         if (trace := plan.trace) is not None:
             self._on_stage("the trace", 1)
             yield from _isolated("trace", lambda: self._check_trace(checkpoint, trace))
@@ -124,6 +123,9 @@ class Verification:
             limit = towers.output_limit(weights, tower, recipe)
             detail = f"relative error {error:.2e}, at most {limit:.0e}"
             yield judge(f"{tower.replace('_', ' ')} output in {recipe.name}", error <= limit, detail)
+
+    def _check_whole_model(self, checkpoint: Checkpoint, recipe: Recipe) -> Iterator[Outcome]:
+        yield from short_answers.check_whole_model(checkpoint, recipe, self._native(recipe))
 
     def _check_answers(self, checkpoint: Checkpoint) -> Iterator[Outcome]:
         if not isinstance(checkpoint.files, TensorFiles):

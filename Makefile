@@ -38,7 +38,7 @@ embedded-model: $(TRAINING_VENV)/developed
 	$(PYTHON) scripts/system_packages.py speech fonts
 	test -f embedded_model/cache/speech/index.json || $(TRAINING_VENV)/bin/python -m embedded_model.speech
 	OMP_NUM_THREADS=1 $(TRAINING_VENV)/bin/torchrun --nproc-per-node $$(nproc) -m embedded_model.train embedded_model/cache/training
-	$(TRAINING_VENV)/bin/python -m embedded_model.release embedded_model/cache/training src/tianquan/assets/embedded --stage affirm
+	$(TRAINING_VENV)/bin/python -m embedded_model.release embedded_model/cache/training src/tianquan/assets/embedded --stage assure
 
 check: $(VENV)/developed
 	$(BIN)/ruff format --check .

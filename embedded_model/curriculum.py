@@ -10,7 +10,7 @@ from embedded_model.first_stages import FIRST_STAGES
 from embedded_model.later_stages import LATER_STAGES
 from embedded_model.latest_stages import LATEST_STAGES
 
-SHIPPED = "affirm"  # the stage whose weights the package has
+SHIPPED = "assure"  # the stage whose weights the package has
 STAGES = FIRST_STAGES | LATER_STAGES | DEEPER_STAGES | LATEST_STAGES  # in the order they were trained in
 
 

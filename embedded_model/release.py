@@ -1,6 +1,6 @@
 """Turn the last state of a stage into the checkpoint that is shipped, float16 in the official layout.
 
-python -m embedded_model.release FOLDER OUTPUT --stage affirm
+python -m embedded_model.release FOLDER OUTPUT --stage assure
 """
 
 from __future__ import annotations

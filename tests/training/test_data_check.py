@@ -9,7 +9,7 @@ from command_line import assert_refused, run
 from drawn_videos import encode, moving
 from tianquan.checkpoint import open_checkpoint
 from tianquan.training.data_check import DataCheck, Prospect, histogram
-from tianquan.training.records import RecordError
+from tianquan.training.records import RecordError, parse_record, read_lines
 
 ANSWER = {"role": "assistant", "content": "A circle."}
 
@@ -116,6 +116,32 @@ def test_every_bad_record_is_named_and_the_rest_counted(folder):
         assert source not in message
     assert (report.num_records, report.num_bad) == (2, 11)
     assert not report.is_good
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"\xef\xbb\xbf" + GOOD[0].encode(), "byte-order mark"),
+        (b'{"x": "ab\xff"}', "not UTF-8 text at byte 9"),
+        (b'{"messages": [], "messages": []}', "'messages' occurs twice"),
+        (b'{"messages": [{"role": "user", "content": "a", "content": "b"}]}', "'content' occurs twice"),
+        ("\u00a0".encode(), "JSON"),
+    ],
+)
+def test_check_and_training_say_the_same_of_a_line(folder, line, words):
+    """Lines end at \\n alone, and are counted alike."""
+    path = folder / "records.jsonl"
+    path.write_bytes(GOOD[0].encode().replace(b"}", b"\r}") + b"\r\n\n" + line + b"\n" + GOOD[1].encode())
+    found = DataCheck(None, folder)
+    list(found.run(path))
+    (problem,) = found.report.problems
+    assert problem.source == "records.jsonl:3"
+    assert words in problem.message
+    lines = list(read_lines(path))
+    parse_record(*lines[0])
+    with pytest.raises(RecordError) as error:
+        parse_record(*lines[1])
+    assert str(error.value) == str(problem)
 
 
 def test_characters_may_be_written_as_two_escapes(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -17,7 +18,7 @@ from tianquan.backends.torch import TorchOps
 from tianquan.checkpoint import open_checkpoint
 from tianquan.checkpoint.adapter import Adapter
 from tianquan.checkpoint.dense_folder import save_dense, source_format
-from tianquan.errors import ParameterError
+from tianquan.errors import CheckpointError, ParameterError, TianquanError
 from tianquan.llm import LLM
 from tianquan.loading import load
 from tianquan.models.omni_model import OmniModel
@@ -27,6 +28,8 @@ from tianquan.training.finetune import FinetuneOptions, Finetuning, _round, scor
 from tianquan.training.module_tree import ModuleTree, count_parameters
 from tianquan.training.objective import AnswerObjective
 from tianquan.training.records import RecordError
+from tianquan.training.report import FinetuneReport, Score, write_report
+from tianquan.training.state import StateError
 from tolerances import CONFORMANCE, relative_rmse
 
 TALKS = [
@@ -131,14 +134,19 @@ def test_merged_is_attached(options, checkpoint_folder, media_root, tmp_path):
         command_line.run("merge", checkpoint_folder, tmp_path / "adapter", merged, "--format", "float32").returncode
         == 0
     )
-    got = load(merged, precision="float32").trace(MESSAGES, media_root=media_root)
-    added = load(checkpoint_folder, precision="float32", adapter=tmp_path / "adapter")
-    np.testing.assert_array_equal(added.trace(MESSAGES, media_root=media_root).logits, got.logits)
-    base = load(checkpoint_folder, precision="float32").trace(MESSAGES, media_root=media_root)
-    assert relative_rmse(base.logits, attached.logits) > 100 * CONFORMANCE
+    found = {
+        name: load(folder, precision="float32", adapter=adapter).trace(MESSAGES, media_root=media_root)
+        for name, folder, adapter in (
+            ("merged", merged, None),
+            ("beside", checkpoint_folder, tmp_path / "adapter"),
+            ("base", checkpoint_folder, None),
+        )
+    }
+    assert relative_rmse(found["base"].logits, attached.logits) > 100 * CONFORMANCE
     for name, expected in attached.to_arrays().items():
         if name != "prompt_token_ids":
-            assert relative_rmse(got.to_arrays()[name], expected) < CONFORMANCE, name
+            for way in ("merged", "beside"):
+                assert relative_rmse(found[way].to_arrays()[name], expected) < CONFORMANCE, (name, way)
 
 
 def test_full_training_writes_what_it_trained_and_nothing_else(options, checkpoint_folder):
@@ -250,7 +258,7 @@ def test_paths_need_be_no_text(options, records):
     assert r"caf\udce9" in (options.output / "report.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("changed", ["weights", "picture"])
+@pytest.mark.parametrize("changed", ["weights", "picture", "template"])
 def test_a_run_is_not_resumed_on_another_model_or_other_media(
     options, checkpoint_folder, media_root, tmp_path, changed
 ):
@@ -269,9 +277,67 @@ def test_a_run_is_not_resumed_on_another_model_or_other_media(
         data = bytearray(shard.read_bytes())
         data[-1] ^= 1
         shard.write_bytes(data)
+    elif changed == "template":
+        settings = json.loads((model / "tokenizer_config.json").read_text(encoding="utf-8"))
+        (model / "chat_template.jinja").write_text(settings["chat_template"], encoding="utf-8")
     else:
         shutil.copyfile(media / "crop_448x448.png", media / "tiny_100x60.png")
     assert fingerprint() != before
+
+
+def test_a_run_is_resumed_wherever_its_model_and_records_lie(options, checkpoint_folder, records, tmp_path):
+    before = Finetuning(options, quiet)._fingerprint()
+    shutil.copytree(checkpoint_folder, tmp_path / "moved")
+    data = Path(shutil.copy(records, tmp_path / "moved.jsonl"))
+    assert Finetuning(replace(options, model=str(tmp_path / "moved"), data=data), quiet)._fingerprint() == before
+
+
+def test_what_cannot_be_resumed_is_refused_before_anything_is_measured(options, monkeypatch):
+    Finetuning(replace(options, max_steps=1), quiet).run()
+    shutil.rmtree(options.output / "adapter")
+    monkeypatch.setattr(Finetuning, "_build", lambda *_: pytest.fail("built before it was refused"))
+    with pytest.raises(StateError, match=r"another plan \(rank 4, now 8\)"):
+        Finetuning(replace(options, max_steps=1, lora=LoraSettings(rank=8, alpha=8.0)), quiet).run()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"learning_rate": math.nan}, "learning_rate is nan"),
+        ({"seed": -1}, "seed is -1"),
+        ({"device": "cuda:77"}, "cuda:77"),
+        ({"method": "full", "quantization_aware": "int3", "lora": None}, "int3"),
+    ],
+)
+def test_impossible_options_are_refused_before_records_are_read(options, monkeypatch, change, words):
+    monkeypatch.setattr(Finetuning, "_open_dataset", lambda *_: pytest.fail("read before it was refused"))
+    with pytest.raises(TianquanError, match=words):
+        Finetuning(replace(options, **change), quiet)
+
+
+def test_an_output_that_is_a_file_is_named(options):
+    options.output.write_text("x")
+    with pytest.raises(CheckpointError, match=r"cannot be written.*name another output"):
+        Finetuning(options, quiet)
+
+
+def test_the_table_of_scores_has_a_row_for_each_name(tmp_path):
+    correct = {"": (1, 2), "all": (1, 1), "a|b": (0, 1), "c\nd": (1, 1)}
+    score = Score(1.0, 5, correct)
+    report = FinetuneReport(
+        options={"data": "a|b"}, num_records=5, skipped=[], num_trained=1, num_parameters=1, before=score, after=score
+    )
+    (tmp_path / "run").mkdir()
+    text = write_report(report, tmp_path).read_text()
+    for row in (
+        "| (none) | 2 |",
+        "| all | 1 |",
+        "| a\\|b | 1 |",
+        "| c\\nd | 1 |",
+        "| **all** | 5 |",
+        "| data | a\\|b |",
+    ):
+        assert row in text, row
 
 
 def test_low_bits_of_a_head_that_is_the_embedding(checkpoint_folder):
@@ -312,7 +378,7 @@ def test_absurd_options(options, change):
 )
 def test_the_rate_is_the_one_given_or_the_methods(options, method, given, used):
     options = replace(options, method=method, lora=None, learning_rate=given)
-    assert Finetuning(options, quiet)._plan(1.0).learning_rate == used
+    assert Finetuning(options, quiet)._plan(1, {}).learning_rate == used
 
 
 def test_what_no_record_uses_is_not_trained(options, records):

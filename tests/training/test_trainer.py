@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -344,6 +345,45 @@ def test_schedules():
     assert replace(plan, schedule="linear").rate_at(6) == pytest.approx(0.5)
     assert plan.rate_at(6) == pytest.approx(0.5)
     assert json.loads(json.dumps(plan.betas)) == list(plan.betas)
+
+
+def test_workers_end_when_their_parent_was_killed(tmp_path):
+    """With a batch that nobody takes any more they would wait for ever, and hold the run's lock."""
+    script = f"""
+import os, signal, time
+from pathlib import Path
+from tianquan.training.trainer import _prepare_worker
+
+path = Path({str(tmp_path / "worker")!r})
+if os.fork() == 0:
+    _prepare_worker(0)
+    path.with_suffix(".new").write_text(str(os.getpid()))
+    path.with_suffix(".new").rename(path)
+    time.sleep(600)
+while not path.exists():
+    time.sleep(0.01)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    # Its streams would be held by the worker.
+    assert subprocess.run([sys.executable, "-c", script], timeout=300).returncode == -signal.SIGKILL
+    worker, end = int((tmp_path / "worker").read_text()), time.monotonic() + 60
+    while Path(f"/proc/{worker}").exists() and "Z" not in Path(f"/proc/{worker}/stat").read_text().split(")")[1][:3]:
+        assert time.monotonic() < end, "the worker is still there"
+        time.sleep(0.1)
+
+
+def test_a_row_is_finished_where_a_run_was_stopped(tmp_path):
+    """The steps and the time before it are in the metrics, whatever interval rows have."""
+    run(tmp_path / "whole", interval=1)
+    run(tmp_path / "parts", interval=1000, stop_after=0)
+    (first,) = read_metrics(tmp_path / "parts")
+    run(tmp_path / "parts", interval=1000)
+    one, two = read_metrics(tmp_path / "parts")
+    assert one == first
+    assert float(two["seconds"]) >= float(one["seconds"])
+    whole = read_metrics(tmp_path / "whole")
+    assert one["loss"] == whole[0]["loss"]
+    assert int(two["step"]) == len(whole)
 
 
 @pytest.mark.parametrize("failing", ["data", "loss"])

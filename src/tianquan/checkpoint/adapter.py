@@ -29,6 +29,7 @@ from tianquan.quantization.dense import DenseFormat, DenseTensor
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_PICKLED_WEIGHTS = "adapter_model.bin"
 KEY_PREFIX = "base_model.model."
 EMBEDDING = "language_model.embedding"
 # What changes the mathematics: any other value is refused.
@@ -67,9 +68,14 @@ class Adapter:
         """
         if not is_present(folder / ADAPTER_CONFIG):
             raise CheckpointError(f"{folder}: is no adapter; expected {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} in it")
+        if is_present(folder / _PICKLED_WEIGHTS) and not is_present(folder / ADAPTER_WEIGHTS):
+            raise CheckpointError(
+                f"{folder}: has its weights in {_PICKLED_WEIGHTS}, which may hold code; expected {ADAPTER_WEIGHTS}, "
+                "which peft's save_pretrained writes"
+            )
         settings = JsonFile.read(folder / ADAPTER_CONFIG)
         for key, supported in _SUPPORTED.items():
-            if key in settings and settings.optional(key) not in (supported, None):
+            if key in settings and settings.optional(key) not in (supported, None, [], {}):
                 raise CheckpointError(f"{folder / ADAPTER_CONFIG}: {key} is not supported; expected {supported!r}")
         first = settings.optional("init_lora_weights") if "init_lora_weights" in settings else None
         if first not in _INITIALISATIONS:
@@ -94,7 +100,10 @@ class Adapter:
                     raise CheckpointError(
                         f"{folder}: {key} has the shape {got}, this model needs {shape}; the adapter is another model's"
                     )
-            factors[weight.name] = (tensors.pop(keys[0]), np.float32(scale) * tensors.pop(keys[1]))
+            with np.errstate(over="ignore"):
+                factors[weight.name] = (tensors.pop(keys[0]), np.float32(scale) * tensors.pop(keys[1]))
+            if not np.isfinite(factors[weight.name][1]).all():
+                raise CheckpointError(f"{folder}: {keys[1]} times {scale:g} is beyond float32; train the adapter again")
         if tensors or not factors:
             names = ", ".join(sorted(tensors)[:3]) or "nothing"
             raise CheckpointError(f"{folder}: holds {names}, which this model has no place for; expected LoRA weights")

@@ -261,7 +261,8 @@ def fit_long_audio(
     if mode == "error":
         raise MediaError(
             f"{label}: {_seconds(len(waveform))} s of sound; the model takes {max_samples / SAMPLE_RATE:g} "
-            "s at a time; choose long_audio (--long-audio) chunk (split at quiet places) or truncate (keep the start)"
+            "s at a time; cut it, or where there is the choice set long_audio (--long-audio) to chunk (split at quiet "
+            "places) or truncate (keep the start)"
         )
     if mode == "truncate":
         return [waveform[:max_samples]]

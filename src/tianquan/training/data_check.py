@@ -28,10 +28,9 @@ from tianquan.processing.processor import Processor
 from tianquan.processing.video_input import DecodedVideo, load_video
 from tianquan.request import MediaPolicy
 from tianquan.training.examples import build_example
-from tianquan.training.records import Record, RecordError, parse_record
+from tianquan.training.records import Record, RecordError, decode_line, parse_record
 
 _GROUP_KEYS = ("task", "language")  # that evaluation reports by
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _ANY_MODEL = ImageSettings(  # frames are decoded at the official size where no model is named
     scale_resolution=448, patch_size=14, max_slices=9, slice_mode=True, tokens_per_slice=64
 )
@@ -172,12 +171,8 @@ class DataCheck:
 
     def _check(self, line: bytes, source: str) -> list[str]:
         """Return what is wrong with a record; count it if nothing is."""
-        if line.startswith(_BYTE_ORDER_MARK):
-            return ["begins with a byte-order mark; save the file as UTF-8 without one"]
         try:
-            record = parse_record(line.decode("utf-8"), source)
-        except UnicodeDecodeError as error:
-            return [f"not UTF-8 text at byte {error.start} of the line"]
+            record = parse_record(decode_line(line), source)
         except RecordError as error:
             return [_without_source(error, source)]
         problems = [

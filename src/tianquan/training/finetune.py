@@ -34,6 +34,7 @@ from tianquan.training.objective import AnswerObjective
 from tianquan.training.plan import Schedule, TrainingPlan, TrainingPrecision
 from tianquan.training.report import FinetuneReport, Score, read_score, write_report, write_score
 from tianquan.training.rounded_weights import round_weights
+from tianquan.training.state import check_plan, only_run, saved_states
 from tianquan.training.trainer import Trainer
 
 Method = Literal["lora", "qlora", "full"]
@@ -55,6 +56,16 @@ MEDIUM_OF_PART: dict[Part, Medium] = {
 }
 LEARNING_RATES: dict[Method, float] = {"lora": 1e-4, "qlora": 1e-4, "full": 2e-5}
 _EVALUATION_BATCH = 8
+_COMPARED = (  # options, beside the plan's numbers, that a run is resumed with
+    "method",
+    "parts",
+    "base_precision",
+    "quantization_aware",
+    "epochs",
+    "batch_size",
+    "max_tokens",
+    "on_bad_record",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +148,11 @@ class Finetuning:
         if not isinstance(self.checkpoint.files, TensorFiles):
             raise ParameterError(f"{options.model}: is a low-bit folder; training starts from the original checkpoint")
         _check_output(options.output)
+        self._plan(1, {})  # before all records are read: an option that cannot be
+        TorchOps(options.device)
+        for recipe in (options.base_precision, options.quantization_aware):
+            if recipe is not None:
+                find_recipe(recipe)
         self._identity = _identity(self.checkpoint.folder)
         self.dataset = self._open_dataset(options.data)
         self.evaluation = None if options.evaluation_data is None else self._open_dataset(options.evaluation_data)
@@ -153,7 +169,9 @@ class Finetuning:
             raise ParameterError("finetune trains in one process; start it without a launcher")
         self._check_media()
         steps = RecordSteps(self.dataset, options.batch_size, options.accumulation, options.seed)
-        plan = self._plan(steps.per_epoch)
+        plan = self._plan(self._num_steps(steps.per_epoch), self._fingerprint())
+        if states := saved_states(options.output / "run"):
+            check_plan(states[-1], plan)
         objective, save = self._build(self.checkpoint)
         before = self._score_before(objective)
         trainer = Trainer(objective, steps, plan, options.output / "run", num_workers=options.workers)
@@ -191,11 +209,12 @@ class Finetuning:
             on_progress=lambda done, all_: self._on_progress(f"reading {path.name}", done, all_),
         )
 
-    def _plan(self, per_epoch: float) -> TrainingPlan:
+    def _num_steps(self, per_epoch: float) -> int:
+        num_steps, most = max(1, math.ceil(self.options.epochs * per_epoch)), self.options.max_steps
+        return num_steps if most is None else min(num_steps, most)
+
+    def _plan(self, num_steps: int, fingerprint: dict[str, str]) -> TrainingPlan:
         options = self.options
-        num_steps = max(1, math.ceil(options.epochs * per_epoch))
-        if options.max_steps is not None:
-            num_steps = min(num_steps, options.max_steps)
         return TrainingPlan(
             num_steps=num_steps,
             accumulation=options.accumulation,
@@ -207,15 +226,18 @@ class Finetuning:
             precision=options.precision,
             seed=options.seed,
             save_seconds=options.save_seconds,
-            fingerprint=self._fingerprint(),
+            fingerprint=fingerprint,
         )
 
-    def _fingerprint(self) -> str:
-        """Return what must be the same for a run to be resumed, beside the plan's numbers."""
-        ignored = {"output", "workers", "device", "save_seconds", "evaluation_data", "gradient_checkpointing"}
-        content = {key: str(value) for key, value in asdict(self.options).items() if key not in ignored}
-        text = json.dumps([content, self.dataset.digest, self._identity], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+    def _fingerprint(self) -> dict[str, str]:
+        """Return what must be the same for a run to be resumed, beside the plan's numbers; wherever it lies."""
+        options, lora = self.options, self.options.lora or LoraSettings()
+        compared = {
+            **{key: str(getattr(options, key)) for key in _COMPARED},
+            **({} if options.method == "full" else {key: str(value) for key, value in asdict(lora).items()}),
+        }
+        records, model = self.dataset.digest, hashlib.sha256("\n".join(self._identity).encode()).hexdigest()
+        return {**compared, "records and their media": records[:16], "model": model[:16]}
 
     def _build(self, checkpoint: Checkpoint) -> tuple[AnswerObjective, Callable[[], None]]:
         """Return the loss over the model's weights, and what saves the result."""
@@ -251,7 +273,7 @@ class Finetuning:
         if self.evaluation is None:
             return None
         path = self.options.output / "run" / "score-before.json"
-        measured = [self._fingerprint(), self.evaluation.digest]
+        measured = [json.dumps(self._fingerprint(), sort_keys=True), self.evaluation.digest]
         score = read_score(path, measured)
         if score is None:
             score = self._score(objective, "before")
@@ -286,7 +308,7 @@ def score_records(objective: AnswerObjective, dataset: RecordDataset, on_progres
 
 def _identity(folder: Path) -> list[str]:
     """Return what tells a checkpoint from another of its name: its weights, sizes, tokenizer and template."""
-    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors"))
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".jinja", ".safetensors"))
     return [f"{path.name} {checksum(path)}" for path in files]
 
 
@@ -299,7 +321,9 @@ def _round(tree: ModuleTree, checkpoint: Checkpoint, recipe: str) -> None:
 
 
 def _check_output(output: Path) -> None:
-    """Refuse an output whose result is there already; a half-finished run is resumed."""
+    """Refuse an output that cannot be written, is in use or is finished; a half-finished run is resumed."""
     for name in ("adapter", "model"):
         if (output / name).exists():
             raise ParameterError(f"{output / name}: exists already; this run is finished, name another output")
+    with only_run(output / "run"):
+        pass

@@ -13,7 +13,7 @@ _LINE_SECONDS = 30.0  # between lines on stderr where there is no terminal to dr
 
 
 class TrainingLog:
-    """Metrics of a run, a row per `interval` steps.
+    """Metrics of a run, a row per `interval` steps, and one where a state was saved between.
 
     Args:
         run: the run's folder.
@@ -33,8 +33,9 @@ class TrainingLog:
         self._started = self._interval_started = self._line_at = time.monotonic()
         self._sums: dict[str, float] = {}
         self._groups: dict[str, tuple[int, int]] = {}
+        self._last = (first_step, 0.0)  # step and rate
         self._write_csv()
-        self._board = _open_board(run)
+        self._board = _open_board(run, first_step)
         self._progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -68,8 +69,9 @@ class TrainingLog:
             before = self._groups.get(group, (0, 0))
             self._groups[group] = (before[0] + right, before[1] + all_)
         self._progress.update(self._task, completed=step)
+        self._last = (step, learning_rate)
         if step % self._interval == 0 or step == self._num_steps:
-            self._finish_row(step, learning_rate)
+            self.finish_row()
 
     def close(self) -> None:
         """Draw the plot and end the display."""
@@ -78,8 +80,11 @@ class TrainingLog:
             self._board.close()
         plot_loss(self._run)
 
-    def _finish_row(self, step: int, learning_rate: float) -> None:
-        now = time.monotonic()
+    def finish_row(self) -> None:
+        """Write the row of the steps since the one before, if there were any."""
+        if not self._sums:
+            return
+        (step, learning_rate), now = self._last, time.monotonic()
         sums, elapsed = self._sums, max(now - self._interval_started, 1e-9)
         right, answers = (sum(counts[n] for counts in self._groups.values()) for n in (0, 1))
         row: dict[str, Any] = {
@@ -157,10 +162,10 @@ def plot_loss(run: Path) -> Path | None:
     return run / "loss.png"
 
 
-def _open_board(run: Path) -> Any:
-    """Return a TensorBoard writer, None where TensorBoard is not installed."""
+def _open_board(run: Path, first_step: int) -> Any:
+    """Return a TensorBoard writer, None where TensorBoard is not installed. Events of later steps count no more."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(run / "tensorboard")
+    return SummaryWriter(run / "tensorboard", purge_step=first_step + 1)

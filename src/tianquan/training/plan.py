@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from tianquan.errors import ParameterError
@@ -25,7 +25,7 @@ class TrainingPlan:
     betas: of AdamW. weight_decay: of both; it spares vectors (norms and biases).
     max_grad_norm: gradients are scaled down to this norm.
     precision: arithmetic of the forward pass; weights and optimizer state are float32 in any case.
-    fingerprint: of the data and options beyond these; a run is not resumed on other data.
+    fingerprint: of the data and options beyond these, by name; a run is not resumed on other data.
     save_seconds: how often the state is saved; it is also saved at the end and when the run is interrupted.
     """
 
@@ -40,7 +40,7 @@ class TrainingPlan:
     max_grad_norm: float = 1.0
     precision: TrainingPrecision = "float32"
     seed: int = 0
-    fingerprint: str = ""
+    fingerprint: dict[str, str] = field(default_factory=dict)
     save_seconds: float = 300.0
 
     def __post_init__(self) -> None:

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from tianquan.errors import TianquanError
+from tianquan.processing.labels import printable
 from tianquan.processing.messages import Message, parse_messages
 
 _CONVERSATION_KEYS = ("conversations", "messages")
+_BYTE_ORDER_MARK = "\ufeff"
 _NO_BYTE_OF_TEXT = re.compile("[\udc80-\udcff]")  # what stands for a byte that is not UTF-8
 _PAIRED = re.compile(r"\\u[dD][89a-fA-F]")  # an escape that means half of a character
 
@@ -46,12 +48,17 @@ def parse_record(line: str, source: str) -> Record:
     """Return the record of one line.
 
     Raises:
-        RecordError: not UTF-8, not JSON, no conversation, wrong roles, or no answer to learn.
+        RecordError: not UTF-8, not JSON, a key twice, no conversation, wrong roles, or no answer to learn.
     """
-    if not line.isascii() and _NO_BYTE_OF_TEXT.search(line):
-        raise RecordError(f"{source}: not UTF-8 text")
+    if line.startswith(_BYTE_ORDER_MARK):
+        raise RecordError(f"{source}: begins with a byte-order mark; save the file as UTF-8 without one")
+    if not line.isascii() and (wrong := _NO_BYTE_OF_TEXT.search(line)):
+        position = len(line[: wrong.start()].encode("utf-8", "surrogateescape"))
+        raise RecordError(f"{source}: not UTF-8 text at byte {position} of the line")
     try:
-        value = json.loads(line)
+        value = json.loads(line, object_pairs_hook=_without_repeats)
+    except _RepeatedKeyError as error:
+        raise RecordError(f"{source}: the key {printable(repr(str(error)))} occurs twice in an object") from error
     except (ValueError, RecursionError) as error:  # ValueError also for an integer of thousands of digits
         raise RecordError(f"{source}: not valid JSON") from error
     if not isinstance(value, dict):
@@ -68,6 +75,18 @@ def parse_record(line: str, source: str) -> Record:
     _check_roles(turns, source)
     extra = {key: item for key, item in value.items() if key not in _CONVERSATION_KEYS}
     return Record(turns, source, extra)
+
+
+class _RepeatedKeyError(Exception):
+    """Of two values JSON keeps the last one; which of them is meant, nobody knows."""
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _RepeatedKeyError(next(key for key in keys if keys.count(key) > 1))
+    return found
 
 
 def _is_text(value: Any) -> bool:
@@ -93,6 +112,11 @@ def _check_roles(turns: tuple[Message, ...], source: str) -> None:
             raise RecordError(f"{source}: an assistant turn cannot hold media")
 
 
+def decode_line(line: bytes) -> str:
+    """Return a line as text for `parse_record`; a bad byte spoils its line only."""
+    return line.decode("utf-8", "surrogateescape")
+
+
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
     """Yield (line, "FILE:LINE") of the lines of a records file that are not blank.
 
@@ -100,10 +124,10 @@ def read_lines(path: Path) -> Iterator[tuple[str, str]]:
         RecordError: the file cannot be read.
     """
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape") as file:  # a bad byte spoils its line only
+        with path.open("rb") as file:  # lines end at \n and nowhere else
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    yield line, f"{path.name}:{number}"
+                    yield decode_line(line), f"{path.name}:{number}"
     except OSError as error:
         raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
 

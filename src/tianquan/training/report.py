@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from tianquan.processing.labels import printable
 from tianquan.training.log import read_metrics
 
 _SKIPPED_SHOWN = 20
+_MAX_SHOWN = 400  # characters of a cell
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def write_report(report: FinetuneReport, output: Path) -> Path:
     if (output / "run" / "loss.png").is_file():
         lines += ["", "## Curve", "", "![loss and right answers over the steps](run/loss.png)"]
     lines += ["", "## Options", "", "| option | value |", "|---|---|"]
-    lines += [f"| {key} | {value} |" for key, value in sorted(report.options.items())]
+    lines += [f"| {key} | {_cell(value)} |" for key, value in sorted(report.options.items())]
     if report.skipped:
         lines += ["", "## Skipped records", "", *(f"- {reason}" for reason in report.skipped[:_SKIPPED_SHOWN])]
         if len(report.skipped) > _SKIPPED_SHOWN:
@@ -98,12 +100,18 @@ def write_report(report: FinetuneReport, output: Path) -> Path:
     return path
 
 
+def _cell(text: str) -> str:
+    """Return foreign text as a cell of a table."""
+    return printable(text, _MAX_SHOWN).replace("|", "\\|")
+
+
 def _score_table(before: Score, after: Score) -> list[str]:
     lines = ["| task | records | right before | right after |", "|---|---:|---:|---:|"]
     for task, (right, all_) in sorted(after.correct.items()):
         earlier = before.correct.get(task, (0, 0))[0]
-        lines.append(f"| {task or 'all'} | {all_} | {100 * earlier / all_:.1f} % | {100 * right / all_:.1f} % |")
+        name = _cell(task) if task else "(none)" if len(after.correct) > 1 else "all"
+        lines.append(f"| {name} | {all_} | {100 * earlier / all_:.1f} % | {100 * right / all_:.1f} % |")
     if len(after.correct) > 1:
         total = sum(all_ for _, all_ in after.correct.values())
-        lines.append(f"| all | {total} | {100 * before.accuracy:.1f} % | {100 * after.accuracy:.1f} % |")
+        lines.append(f"| **all** | {total} | {100 * before.accuracy:.1f} % | {100 * after.accuracy:.1f} % |")
     return [*lines, "", f"Loss per token: {before.loss:.4f} before, {after.loss:.4f} after."]

@@ -33,6 +33,7 @@ from tianquan.training.tensor_file import save_tensors
 
 _FOLDER = re.compile(r"state-(\d{8})")
 _KEPT_STATES = 2
+_PARTS = ("weights.safetensors", "optimizer.safetensors")
 
 
 class StateError(TianquanError):
@@ -121,6 +122,38 @@ def saved_states(run: Path) -> list[Path]:
     return sorted(path for path in run.iterdir() if _FOLDER.fullmatch(path.name) and path.is_dir())
 
 
+def check_plan(folder: Path, plan: TrainingPlan) -> None:
+    """Check that a saved state is of a plan; its weights are not read.
+
+    Raises:
+        StateError: it is of another plan, or broken.
+    """
+    saved, current = _flat(_read_content(folder)["plan"]), _flat(json.loads(json.dumps(asdict(plan))))
+    changed = [key for key in sorted({*current, *saved} - {"save_seconds"}) if current.get(key) != saved.get(key)]
+    if changed:  # how often it is saved may change
+        was = ", ".join(f"{key} {saved.get(key, 'unknown')}, now {current.get(key, 'unknown')}" for key in changed)
+        raise StateError(f"{folder}: was saved under another plan ({was}); resume with the same options and data")
+
+
+def _flat(plan: dict[str, Any]) -> dict[str, Any]:
+    fingerprint = plan.get("fingerprint", {})
+    return {**plan, "fingerprint": None, **(fingerprint if isinstance(fingerprint, dict) else {"data": fingerprint})}
+
+
+def _read_content(folder: Path) -> dict[str, Any]:
+    """Return what state.json says, with the types it must have."""
+    try:
+        content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        return {
+            "step": int(content["step"]),
+            "plan": dict(content["plan"]),
+            "scaler": dict(content["scaler"]),
+            "sha256": {part: str(content["sha256"][part]) for part in _PARTS},
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StateError(f"{folder}: not a whole training state; delete it to use the one before") from error
+
+
 def load_state(folder: Path, plan: TrainingPlan | None) -> TrainingState:
     """Read a state back.
 
@@ -131,24 +164,13 @@ def load_state(folder: Path, plan: TrainingPlan | None) -> TrainingState:
     Raises:
         StateError: a file is missing or changed, or the plan is another.
     """
-    try:
-        content = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        for name, digest in content["sha256"].items():
-            if _digest(folder / name) != digest:
-                raise StateError(
-                    f"{folder / name}: changed since it was saved; delete this state to use the one before"
-                )
-        step = int(content["step"])
-        scaler, saved_plan = dict(content["scaler"]), dict(content["plan"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StateError(f"{folder}: not a whole training state; delete it to use the one before") from error
     if plan is not None:
-        current = json.loads(json.dumps(asdict(plan)))
-        differ = {key for key in {*current, *saved_plan} if current.get(key) != saved_plan.get(key)}
-        changed = sorted(differ - {"save_seconds"})  # how often it is saved may change
-        if changed:
-            was = ", ".join(f"{key} {saved_plan.get(key)}, now {current.get(key)}" for key in changed)
-            raise StateError(f"{folder}: was saved under another plan ({was}); resume with the same options")
+        check_plan(folder, plan)
+    content = _read_content(folder)
+    for name, digest in content["sha256"].items():
+        if not (folder / name).is_file() or _digest(folder / name) != digest:
+            raise StateError(f"{folder / name}: changed since it was saved; delete this state to use the one before")
+    step, scaler = content["step"], content["scaler"]
     weights, moments = (load_file(folder / f"{part}.safetensors") for part in ("weights", "optimizer"))
     return TrainingState(step, weights, moments, scaler)
 

@@ -17,6 +17,7 @@ import gc
 import math
 import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +41,7 @@ from tianquan.training.state import load_state, only_run, restore, save_state, s
 _AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _FIRST_SCALE = 2.0**12  # of a float16 loss; the scaler finds its own from there
 _GROWTH_INTERVAL = 200  # steps without overflow before the scale doubles
+_LOOK_SECONDS = 1.0  # between a worker's looks at whether its parent is there
 _WORKER_NICENESS = 5  # a third of the training threads' share of a core they both want
 _ENDING_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
@@ -140,8 +142,8 @@ class Trainer(Generic[Item]):
                     if done.is_last:
                         break
                     if clock.time_to_save():
-                        self._save()
-                self._save()
+                        self._save(log)
+                self._save(log)
                 was_interrupted |= interruption.asked  # meanwhile
         finally:
             self._accelerator.free_memory()  # what shares gradients holds on to the group of processes
@@ -281,9 +283,11 @@ class Trainer(Generic[Item]):
             self._scaler.load_state_dict(state.scaler)
         self.step = self._saved_step = state.step
 
-    def _save(self) -> None:
+    def _save(self, log: TrainingLog | None) -> None:
         if not self._accelerator.is_main_process or self.step == self._saved_step:
             return
+        if log is not None:
+            log.finish_row()  # what is resumed from here begins a row of its own
         scaler = self._scaler.state_dict()
         save_state(self._run, self.step, self.plan, self._parameters, self._optimizers, scaler)
         self._saved_step = self.step
@@ -405,6 +409,13 @@ class _Interruption:
         self.asked = True
 
 
+def _end_with(parent: int) -> None:
+    """End this process when its parent has: killed, that leaves workers waiting to hand over a batch, for ever."""
+    while os.getppid() == parent:
+        time.sleep(_LOOK_SECONDS)
+    os._exit(1)
+
+
 def _prepare_worker(_: int) -> None:
     """Leave signals that are sent to all processes to the one that trains; when it ends, so do the workers.
 
@@ -412,5 +423,6 @@ def _prepare_worker(_: int) -> None:
     """
     for number in _ENDING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     if hasattr(os, "nice"):
         os.nice(_WORKER_NICENESS)

@@ -1,9 +1,9 @@
-// The factors of an adapter beside a matrix: x w^T + (x down^T) up, in float32 whatever the matrix is stored
-// in.
+// The factors of an adapter beside a matrix: x w^T + (x down^T) up, in float32 whatever that is stored in.
 //
 // The rank R is small (8 to 64). x down^T is computed before the product, and `up` applied to each sum as it
-// is written, so nothing of the size of the output is stored on the way. Beside int4 weights of 2560 channels
-// a rank of 16 adds 5 % to the bytes that are read and about as much to the arithmetic of many rows.
+// is written, so nothing of the size of the output is stored on the way. Rank 16 beside the int4 language
+// model of the official size: 6 % more bytes a token, 0.91 of the tokens a second, 1.10 of the time of a
+// prompt (benchmarks/adapters.py).
 //
 // Legend: O out channels, I in channels, T rows.
 

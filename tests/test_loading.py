@@ -167,6 +167,14 @@ def test_adapters_of_a_low_bit_folder(checkpoint_folder, adapters, tmp_path):
     assert answers[0] == answers[1]
 
 
+def test_a_low_bit_folder_is_not_saved_without_its_adapter(checkpoint_folder, adapters, tmp_path):
+    llm = tianquan.load(checkpoint_folder, adapter=adapters["words"])
+    for one in (llm, tianquan.load(checkpoint_folder, adapters=adapters).adapted["eyes"]):
+        with pytest.raises(ParameterError, match="would be left out"):
+            one.save_low_bit(tmp_path / "low")
+    assert not (tmp_path / "low").exists()
+
+
 def test_one_engine_that_breaks_leaves_the_others(family, monkeypatch):
     def explode(*_):
         raise RuntimeError("broken")

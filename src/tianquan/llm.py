@@ -54,6 +54,7 @@ class LLM:
 
     adapted: by name, this model with adapters that were loaded beside it (`load(adapters=...)`); engines of their own,
         whose steps take turns with this one's.
+    has_adapter: whether the factors of one are beside the weights.
     """
 
     def __init__(
@@ -63,8 +64,10 @@ class LLM:
         recipe: Recipe,
         options: EngineOptions | None = None,
         thread: StepThread | None = None,
+        has_adapter: bool = False,
     ) -> None:
         self.checkpoint = checkpoint
+        self.has_adapter = has_adapter
         self.model = model
         self.recipe = recipe
         self.driver = EngineDriver(Engine(model, options), thread)
@@ -334,7 +337,10 @@ class LLM:
 
         Raises:
             CheckpointError: it came from a low-bit folder, or the folder cannot be written.
+            ParameterError: it has an adapter, which would be left out.
         """
+        if self.has_adapter:
+            raise ParameterError("the adapter would be left out; `merge` it into the checkpoint and quantize that")
         self.checkpoint.save_low_bit(self.recipe, Path(folder), self.model.ops, on_progress)
 
 

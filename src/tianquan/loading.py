@@ -86,12 +86,13 @@ def load(
     weights = checkpoint.weights(recipe, ops, on_progress)
     if not opened:
         adapted = weights if its_own is None else AdaptedWeights(weights, its_own, ops)
-        return LLM(checkpoint, OmniModel(checkpoint.config, adapted, ops), recipe, engine)
+        omni_model = OmniModel(checkpoint.config, adapted, ops)
+        return LLM(checkpoint, omni_model, recipe, engine, has_adapter=its_own is not None)
     shared, thread = SharedWeights(weights, ops), StepThread()
     llm = LLM(checkpoint, OmniModel(checkpoint.config, shared, ops), recipe, engine, thread)
     for name, one in opened.items():
         own = AdaptedWeights(shared, one, ops)
-        llm.adapted[name] = LLM(checkpoint, OmniModel(checkpoint.config, own, ops), recipe, engine, thread)
+        llm.adapted[name] = LLM(checkpoint, OmniModel(checkpoint.config, own, ops), recipe, engine, thread, True)
         logger.info(
             "adapter %s: %.1f MiB of weights of its own, and up to %.0f MiB of keys and values",
             name,

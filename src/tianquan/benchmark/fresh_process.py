@@ -7,10 +7,10 @@ import sys
 
 from tianquan.errors import TianquanError
 
-# As `python -m` does, but without the current folder in the path: a file of the user's is no module of ours.
+# As `python -m` does, but without the current folder ('') in the path: a file of the user's is no module of ours.
 _START = """
 import importlib, sys
-sys.path[:1] = []
+sys.path = [folder for folder in sys.path if folder]
 importlib.import_module(sys.argv[1]).main()
 """
 

@@ -31,7 +31,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 _PICKLED_WEIGHTS = "adapter_model.bin"
 KEY_PREFIX = "base_model.model."
-EMBEDDING = "language_model.embedding"
+_EMBEDDING = "language_model.embedding"
 # What changes the mathematics: any other value is refused.
 _SUPPORTED = {
     "peft_type": "LORA",
@@ -88,7 +88,7 @@ class Adapter:
         tensors = _read_tensors(folder / ADAPTER_WEIGHTS)
         factors = {}
         for weight in needed_weights(config):
-            if not weight.is_matrix or weight.name == EMBEDDING:  # peft has other factors for a table
+            if not weight.is_matrix or weight.name == _EMBEDDING:  # peft has other factors for a table
                 continue
             keys = [f"{KEY_PREFIX}{module_path(weight.name)}.lora_{half}.weight" for half in "AB"]
             if not any(key in tensors for key in keys):

@@ -86,13 +86,12 @@ def load(
     weights = checkpoint.weights(recipe, ops, on_progress)
     if not opened:
         adapted = weights if its_own is None else AdaptedWeights(weights, its_own, ops)
-        omni_model = OmniModel(checkpoint.config, adapted, ops)
-        return LLM(checkpoint, omni_model, recipe, engine, has_adapter=its_own is not None)
+        return LLM(checkpoint, OmniModel(checkpoint.config, adapted, ops), recipe, engine, has_adapter=bool(its_own))
     shared, thread = SharedWeights(weights, ops), StepThread()
     llm = LLM(checkpoint, OmniModel(checkpoint.config, shared, ops), recipe, engine, thread)
     for name, one in opened.items():
-        own = AdaptedWeights(shared, one, ops)
-        llm.adapted[name] = LLM(checkpoint, OmniModel(checkpoint.config, own, ops), recipe, engine, thread, True)
+        model_of_it = OmniModel(checkpoint.config, AdaptedWeights(shared, one, ops), ops)
+        llm.adapted[name] = LLM(checkpoint, model_of_it, recipe, engine, thread, has_adapter=True)
         logger.info(
             "adapter %s: %.1f MiB of weights of its own, and up to %.0f MiB of keys and values",
             name,

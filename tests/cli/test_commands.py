@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from command_line import BACKEND, assert_refused, run
+from tianquan import SamplingParams
 
 
 @pytest.fixture
@@ -137,13 +138,16 @@ def test_names_are_shown_as_they_are(checkpoint_folder, tmp_path):
     assert "q[/x]" in result.stdout.replace("\n", "")
 
 
-def test_one_answer(checkpoint_folder, media_root):
+def test_one_answer(checkpoint_folder, media_root, reference_llm):
+    image, audio = str(media_root / "tiny_100x60.png"), str(media_root / "speech_1s_16k.wav")
     result = run(
-        "chat", checkpoint_folder, "What is this?", "--image", media_root / "tiny_100x60.png",
-        "--audio", media_root / "speech_1s_16k.wav", "--max-tokens", 5, *BACKEND,
+        "chat", checkpoint_folder, "What is this?", "--image", image, "--audio", audio,
+        "--max-tokens", 5, "--temperature", 0, *BACKEND,
     )  # fmt: skip
     assert result.returncode == 0
-    assert len(result.stdout) > 1
+    content = {"text": "What is this?", "image": [image], "audio": audio}
+    sampling = SamplingParams(temperature=0, max_tokens=5)
+    assert result.stdout == reference_llm.chat([{"role": "user", "content": content}], sampling=sampling).text + "\n"
 
 
 def test_conversation(checkpoint_folder, media_root, tmp_path):
@@ -162,7 +166,9 @@ def test_conversation(checkpoint_folder, media_root, tmp_path):
         "/quit",
         "never read",
     ]
-    result = run("chat", checkpoint_folder, "--max-tokens", 4, *BACKEND, stdin="\n".join(lines) + "\n")
+    result = run(
+        "chat", checkpoint_folder, "--max-tokens", 4, "--temperature", 0, *BACKEND, stdin="\n".join(lines) + "\n"
+    )
     assert result.returncode == 2  # some of what the pipe brought could not be done
     talk = json.loads((tmp_path / "talk.json").read_text(encoding="utf-8"))
     assert [turn["role"] for turn in talk] == ["user", "assistant"] * 2

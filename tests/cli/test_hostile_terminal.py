@@ -69,7 +69,9 @@ def test_a_conversation_survives_bad_lines(checkpoint_folder, tmp_path):
         "still here",
         f"/save {tmp_path / 'talk.json'}",
     ]
-    result = run("chat", checkpoint_folder, "--max-tokens", 3, *BACKEND, stdin="\n".join(lines) + "\n")
+    result = run(
+        "chat", checkpoint_folder, "--max-tokens", 3, "--temperature", 0, *BACKEND, stdin="\n".join(lines) + "\n"
+    )
     assert result.returncode == 2  # some lines could not be done
     assert "Traceback" not in result.stderr
     assert "[/red]" in result.stderr

@@ -21,8 +21,9 @@ SOURCES := $(shell find src -name '*.cpp' -o -name '*.h' -o -name 'CMakeLists.tx
 demo: $(VENV)/installed
 	$(BIN)/python scripts/demo.py
 
+# Two processes whose matrix products take two threads each wait for each other.
 test: $(VENV)/developed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-training: $(TRAINING_VENV)/developed
 	OMP_NUM_THREADS=1 $(TRAINING_VENV)/bin/python -m pytest tests/training tests/backends/test_torch.py

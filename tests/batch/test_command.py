@@ -16,7 +16,7 @@ OPTIONS = ["--precision", "float32", "--threads", "1", "--max-num-seqs", "4"]
 
 @pytest.fixture
 def command(checkpoint_folder, media_root, tmp_path):
-    write_job(tmp_path / "in.jsonl", 150)
+    write_job(tmp_path / "in.jsonl", 90)
 
     def make(output):
         model = ["--model", str(checkpoint_folder), "--media-root", str(media_root)]
@@ -43,13 +43,13 @@ def test_killed_and_run_again_no_row_is_lost_or_doubled(command, tmp_path):
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
     result = run(*command(whole))
     assert (result.returncode, result.stderr) == (0, "")
-    assert "140 answers, 10 errors" in result.stdout
+    assert "80 answers, 10 errors" in result.stdout
 
-    assert kill_after(command(killed), killed, 20, signal.SIGKILL)[0] == -signal.SIGKILL
-    code, errors = kill_after(command(killed), killed, 60, signal.SIGINT)
+    assert kill_after(command(killed), killed, 10, signal.SIGKILL)[0] == -signal.SIGKILL
+    code, errors = kill_after(command(killed), killed, 30, signal.SIGINT)
     assert (code, "Traceback" in errors) == (130, False)
     assert "the same command goes on" in errors
-    code, errors = kill_after(command(killed), killed, 90, signal.SIGTERM)
+    code, errors = kill_after(command(killed), killed, 50, signal.SIGTERM)
     assert (code, "Traceback" in errors) == (128 + signal.SIGTERM, False)
     result = run(*command(killed))
     assert "rows were there before" in result.stdout

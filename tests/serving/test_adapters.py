@@ -17,6 +17,7 @@ from tianquan.engine.interface import EngineOptions
 from tianquan.engine.scheduler import SchedulerLimits
 from tianquan.errors import ParameterError
 from tianquan.request import SamplingParams
+from tianquan.serving import transcription_route
 from tianquan.serving.config import ServeConfig, make_config
 
 NAMES = {
@@ -151,19 +152,21 @@ def test_without_a_name_the_model_itself_answers(three, alone):
     assert reply.json["choices"][0]["message"]["content"] == expected(alone[MODEL], PROMPT)
 
 
-def test_other_routes_choose_too(three, alone, media_root):
+def test_other_routes_choose_too(three, alone, media_root, monkeypatch):
+    sampling = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
+    monkeypatch.setattr(transcription_route, "TRANSCRIBE_SAMPLING", sampling)
     texts = set()
     for name, llm in alone.items():
         fields = {"model": name, "prompt": PROMPT, "max_tokens": 8, "temperature": 0, "ignore_eos": True}
         reply = three.post("/v1/completions", fields)
-        said = llm.generate(PROMPT, sampling=SamplingParams(temperature=0, max_tokens=8, ignore_eos=True))
+        said = llm.generate(PROMPT, sampling=sampling)
         assert reply.json["choices"][0]["text"] == said.text
         texts.add(said.text)
     assert len(texts) == 3
     sound = media_root / "speech_1s_16k.wav"
     for name, llm in alone.items():
         reply = three.upload(sound.read_bytes(), model=name)
-        assert reply.json["text"] == llm.transcribe(sound)
+        assert reply.json["text"] == llm.transcribe(sound, sampling=sampling)
 
 
 def test_metrics_are_of_all_together(three):

@@ -33,6 +33,7 @@ MAX_SOURCE_LEN = 1_000_000  # characters; the longest published templates have t
 MAX_UNITS = 1_000_000  # of work and of output; 1000 turns of the usual templates take some 20 000
 MAX_SECONDS = 30.0  # of the processor, as a process may be stopped meanwhile; for steps whose cost the units understate
 UNIT_LEN = 64  # characters to a unit
+CALL_UNITS = 10  # a macro takes as long as that many steps of a loop
 MAX_TEXT_LEN = 20_000_000  # of one string
 MAX_ARGUMENT = 100_000  # integers given to functions: widths, counts, digits
 MAX_INT_BITS = 4_096
@@ -340,7 +341,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return bounded
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        self.spend(1)
+        self.spend(CALL_UNITS)
         _check_arguments(args, kwargs)
         owner = getattr(obj, "__self__", None)
         if isinstance(owner, str | bytes):

@@ -26,7 +26,7 @@ test: $(VENV)/developed
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-training: $(TRAINING_VENV)/developed
-	OMP_NUM_THREADS=1 $(TRAINING_VENV)/bin/python -m pytest tests/training tests/backends/test_torch.py
+	OMP_NUM_THREADS=1 $(TRAINING_VENV)/bin/python -m pytest -n 2 --dist loadfile tests/training tests/backends/test_torch.py
 
 test-ray: $(RAY_VENV)/developed
 	$(RAY_VENV)/bin/python -m pytest tests/scaling
@@ -76,7 +76,7 @@ $(VENV)/developed: $(VENV)/pip $(SOURCES)
 $(TRAINING_VENV)/developed: $(VENV)/pip $(SOURCES)
 	@test -d $(TRAINING_VENV) || $(PYTHON) -m venv $(TRAINING_VENV)
 	$(TRAINING_VENV)/bin/pip install --quiet --disable-pip-version-check '$(TORCH)'
-	$(TRAINING_VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[train]' pytest hypothesis
+	$(TRAINING_VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[train]' pytest pytest-xdist hypothesis
 	@touch $@
 
 $(RAY_VENV)/developed: $(VENV)/pip $(SOURCES)

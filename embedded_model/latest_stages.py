@@ -133,16 +133,4 @@ LATEST_STAGES: dict[str, Stage] = {
         chinese={"relation": 0.6, "relate": 0.5, "two_images": 0.55, "two_images_each": 0.55, "count": 0.55},
         rounded="int4",
     ),
-    # What was only just right as often as asked for: numbers, and questions in English that are heard.
-    "attain": replace(
-        READING,
-        plan=replace(FLOAT32, num_steps=420, schedule="linear", warmup_steps=10, seed=53),
-        after="assure",
-        weights=CONCUR
-        | {"interview": 13, "tally": 7, "describe": 4, "relate": 5, "two_images": 6, "count": 22}
-        | {"read_digits": 32, "transcribe": 8, "spoken_question": 36, "spoken_each": 6, "spoken_counts": 7},
-        chinese={"relation": 0.6, "relate": 0.5, "two_images": 0.55, "two_images_each": 0.55, "count": 0.55}
-        | {"spoken_question": 0.4},
-        rounded="int4",
-    ),
 }

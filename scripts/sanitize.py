@@ -1,6 +1,6 @@
 """Build the kernels' test program with the sanitizers and run it: addresses and undefined behaviour, then threads.
 
-Kernels that this processor cannot run are left out: building them takes as long as the others together.
+Kernels that this processor cannot run are not built.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def _be_the_command(arguments, folder, environment, streams):
         os.close(handle)
     sys.stdin = os.fdopen(0, closefd=False)  # a process of `multiprocessing` has none
     sys.argv = ["tianquan", *arguments]
-    sys.path[0] = folder
+    sys.path.insert(0, folder)
     try:
         runpy.run_module("tianquan", run_name="__main__", alter_sys=True)
     finally:

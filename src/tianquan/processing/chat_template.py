@@ -30,7 +30,7 @@ from tianquan.errors import CheckpointError, PromptError
 from tianquan.processing.labels import printable
 
 MAX_SOURCE_LEN = 1_000_000  # characters; the longest published templates have tens of thousands
-MAX_UNITS = 1_000_000  # of work and of output; 1000 turns of the usual templates take some 20 000
+MAX_UNITS = 1_000_000  # of work and of output; 1000 turns of the official template take 9 000
 MAX_SECONDS = 30.0  # of the processor, as a process may be stopped meanwhile; for steps whose cost the units understate
 UNIT_LEN = 64  # characters to a unit
 CALL_UNITS = 10  # a macro takes as long as that many steps of a loop

@@ -338,7 +338,8 @@ class Page:
 
     def _on_log(self, params: dict[str, Any]) -> None:
         entry = params["entry"]
-        if entry["level"] == "error":
+        # The picture that `start` opens names no icon, so that the browser may look for this one, now or later.
+        if entry["level"] == "error" and not entry.get("url", "").endswith("/favicon.ico"):
             self.complaints.append(f"{entry['text']} {entry.get('url', '')}")
 
     def _on_request(self, params: dict[str, Any]) -> None:
